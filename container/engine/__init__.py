@@ -1,0 +1,1 @@
+"""Tokens in, tokens out: scheduling, KV bookkeeping, prefix cache. Standard library only."""

@@ -1,0 +1,123 @@
+"""The seam between the engine and whatever computes: one StepPlan in, one StepResult out.
+
+Owns: the plan (integers only), the result, the runner's protocol and its capacity.
+Must not know: tensors, devices, ranks. Standard library only.
+Invariant: a plan says everything a rank needs; two ranks given the same plans hold the same state.
+
+    plan.tokens   |t0 t1 t2 ... | u0 | v0 v1 ...|        flat, row after row
+    plan.counts   |      3      |  1 |     2    |        tokens of each row
+    plan.starts   |      0      | 41 |    16    |        position of the row's first token
+    plan.slots    |      5      |  0 |     2    |        where the row's KV lives
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from container.engine.request import SampledToken, SamplingParams
+
+ROW_SAMPLES = 1  # the row's last token gets logits and one sampled successor
+ROW_HOLDS_STOPS = 2  # min_tokens not reached: the slot's stop ids cannot be drawn
+ROW_PROMPT_LOGPROBS = 4  # logprobs of this row's prompt tokens are wanted
+
+
+def ints(values: Sequence[int] = ()) -> array[int]:
+    """Return a 32-bit signed array of `values`."""
+    return array("i", values)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotAssignment:
+    """A sequence takes a slot before this step's forward.
+
+    The first `cached_tokens` positions (whole blocks) are restored from the published blocks named by the
+    slot's first table entries. `history` is prompt plus output so far; the sampler rebuilds penalty counts
+    from it and draws with `sampling.seed` at the absolute position of each new token, so a sequence that
+    was preempted goes on with the same draws.
+    """
+
+    slot: int
+    sampling: SamplingParams
+    stop_token_ids: tuple[int, ...]
+    prompt_tokens: int
+    cached_tokens: int
+    history: array[int] = field(repr=False)
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One forward pass over rows of several sequences (row: consecutive tokens of one sequence).
+
+    Table deltas and saves are flat triples (slot, block index in the sequence, block id). `saves` names the
+    blocks that are full once this step has run and shall be kept for the prefix cache.
+    """
+
+    number: int
+    slots: array[int] = field(default_factory=ints)
+    starts: array[int] = field(default_factory=ints)
+    counts: array[int] = field(default_factory=ints)
+    flags: array[int] = field(default_factory=ints)
+    tokens: array[int] = field(default_factory=ints, repr=False)
+    releases: array[int] = field(default_factory=ints)  # slots freed before `assigns` take effect
+    assigns: list[SlotAssignment] = field(default_factory=list)
+    table: array[int] = field(default_factory=ints)
+    saves: array[int] = field(default_factory=ints)
+
+    @property
+    def rows(self) -> int:
+        return len(self.slots)
+
+
+@dataclass(slots=True)
+class RowResult:
+    """Outcome of one row that samples or wants prompt logprobs.
+
+    `sampled` is None when the row does not sample or `failed` is set (NaN, or every token masked).
+    `prompt_logprobs[i]` belongs to the token at position start + i + 1 and is present only where that token
+    is part of the prompt.
+    """
+
+    row: int
+    sampled: SampledToken | None = None
+    failed: bool = False
+    prompt_logprobs: Sequence[SampledToken] = ()
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Results in row order, one per row flagged ROW_SAMPLES or ROW_PROMPT_LOGPROBS."""
+
+    number: int
+    rows: list[RowResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a runner can hold and do; fixed after start, equal on every rank."""
+
+    blocks: int  # usable KV blocks, all sequences and published ones together
+    block_tokens: int
+    slots: int  # sequences running at once
+    step_tokens: int  # token budget of one step
+    sequence_tokens: int  # longest prompt + output
+    vocabulary: int  # width of a row of logits
+    prefix_cache: bool = True  # False: blocks are accounted for but never shared
+    chunked_prefill: bool = True  # False: a prompt must be computed in one row
+    prompt_logprobs: bool = True
+
+
+class Runner(Protocol):
+    """Computes steps. `run` may raise; the engine then fails the requests of that step and goes on."""
+
+    def capacity(self) -> Capacity: ...
+
+    def run(self, plan: StepPlan) -> StepResult: ...
+
+    def reset(self) -> None:
+        """Forget every slot and published block, after a failed step."""
+
+    def close(self) -> None:
+        """Wipe KV and free the device."""

@@ -1,0 +1,1 @@
+"""Native code, each operator beside a plain reference."""

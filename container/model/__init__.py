@@ -1,0 +1,1 @@
+"""One rank's tensors: StepPlan to token ids."""

@@ -1,0 +1,1 @@
+"""One process per accelerator: spawn, channel, heartbeat."""

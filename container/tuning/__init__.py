@@ -1,0 +1,1 @@
+"""Adapters made from the customer's data."""

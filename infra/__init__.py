@@ -1,0 +1,1 @@
+"""Everything around the image: templates, deploy verbs, runtime emulator, Marketplace."""

@@ -1,0 +1,1 @@
+"""A local SageMaker runtime in front of a real container."""

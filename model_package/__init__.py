@@ -1,0 +1,1 @@
+"""The sealed package: format, builder, opener, keys, licences."""

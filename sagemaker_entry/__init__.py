@@ -1,0 +1,1 @@
+"""The door: PID 1, HTTP, dialects, privacy."""

@@ -1,0 +1,1 @@
+"""Protocols without I/O: body bytes to a generation request, outcomes to reply bytes."""

@@ -1,0 +1,165 @@
+"""Every error a client can see: one closed table, no text from anywhere else.
+
+Owns: codes, statuses, messages. Must not know: dialect bodies (they wrap these), exceptions of libraries.
+Invariant: a message holds names of fields, rules and numbers, never a value a client sent and never str(exc).
+
+    ApiError
+    |- carries one Code; Code -> (HTTP status, OpenAI type, message template, TGI error_type)
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, NamedTuple
+
+
+class Rule(NamedTuple):
+    """One row of the table. `message` may use {param} and the named numbers of the raise site."""
+
+    status: int
+    type: str  # OpenAI's `type`
+    tgi_type: str  # TGI's `error_type`
+    message: str
+
+
+class Code(enum.StrEnum):
+    """Closed list of client-visible error codes."""
+
+    INVALID_JSON = "invalid_json"
+    TOO_DEEP = "too_deep"
+    TOO_MANY_KEYS = "too_many_keys"
+    DUPLICATE_KEY = "duplicate_key"
+    INVALID_NUMBER = "invalid_number"
+    INVALID_UTF8 = "invalid_utf8"
+    LONE_SURROGATE = "lone_surrogate"
+    UNKNOWN_SHAPE = "unknown_shape"
+    UNKNOWN_FIELD = "unknown_field"
+    UNSUPPORTED_FIELD = "unsupported_field"
+    MISSING_FIELD = "missing_field"
+    INVALID_TYPE = "invalid_type"
+    INVALID_VALUE = "invalid_value"
+    CONTEXT_LENGTH = "context_length_exceeded"
+    CONTROL_TOKEN = "control_token"
+    TEMPLATE_FAILED = "template_failed"
+    NO_TEMPLATE = "no_chat_template"
+    MODEL_NOT_FOUND = "model_not_found"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    UNAUTHORIZED = "unauthorized"
+    MEDIA_TYPE = "unsupported_media_type"
+    CONTENT_ENCODING = "unsupported_content_encoding"
+    LENGTH_REQUIRED = "length_required"
+    BODY_TOO_LARGE = "body_too_large"
+    HEADERS_TOO_LARGE = "headers_too_large"
+    BAD_REQUEST = "bad_request"
+    READ_TIMEOUT = "read_timeout"
+    OVERLOADED = "overloaded"
+    LOADING = "loading"
+    DRAINING = "draining"
+    ENGINE_DOWN = "engine_down"
+    DEADLINE = "deadline_exceeded"
+    KV_EXHAUSTED = "kv_exhausted"
+    NUMERICAL = "numerical_error"
+    INTERNAL = "internal"
+
+
+TABLE: Final[dict[Code, Rule]] = {
+    Code.INVALID_JSON: Rule(400, "invalid_request_error", "validation", "the body is not one JSON document"),
+    Code.TOO_DEEP: Rule(400, "invalid_request_error", "validation", "nesting is limited to {limit} levels"),
+    Code.TOO_MANY_KEYS: Rule(
+        400, "invalid_request_error", "validation", "an object is limited to {limit} keys"
+    ),
+    Code.DUPLICATE_KEY: Rule(
+        400, "invalid_request_error", "validation", "an object names the same key twice"
+    ),
+    Code.INVALID_NUMBER: Rule(
+        400, "invalid_request_error", "validation", "a number is not finite or too large"
+    ),
+    Code.INVALID_UTF8: Rule(400, "invalid_request_error", "validation", "the body is not valid UTF-8"),
+    Code.LONE_SURROGATE: Rule(400, "invalid_request_error", "validation", "a string holds a lone surrogate"),
+    Code.UNKNOWN_SHAPE: Rule(
+        400,
+        "invalid_request_error",
+        "validation",
+        "the body must have one of `inputs` (TGI), `messages` (OpenAI chat) or `prompt` (OpenAI completion)",
+    ),
+    Code.UNKNOWN_FIELD: Rule(400, "invalid_request_error", "validation", "`{param}` is not a known field"),
+    Code.UNSUPPORTED_FIELD: Rule(400, "invalid_request_error", "validation", "`{param}` is not supported"),
+    Code.MISSING_FIELD: Rule(400, "invalid_request_error", "validation", "`{param}` is required"),
+    Code.INVALID_TYPE: Rule(400, "invalid_request_error", "validation", "`{param}` must be {expected}"),
+    Code.INVALID_VALUE: Rule(400, "invalid_request_error", "validation", "`{param}` must be {rule}"),
+    Code.CONTEXT_LENGTH: Rule(
+        400,
+        "invalid_request_error",
+        "validation",
+        "prompt and output are limited to {limit} tokens together; the prompt has {prompt_tokens}",
+    ),
+    Code.CONTROL_TOKEN: Rule(
+        400, "invalid_request_error", "validation", "`{param}` holds a token id reserved for control"
+    ),
+    Code.TEMPLATE_FAILED: Rule(
+        400, "invalid_request_error", "template_error", "the chat template refused these messages"
+    ),
+    Code.NO_TEMPLATE: Rule(400, "invalid_request_error", "template_error", "this model has no chat template"),
+    Code.MODEL_NOT_FOUND: Rule(404, "invalid_request_error", "validation", "this model is not served here"),
+    Code.NOT_FOUND: Rule(404, "invalid_request_error", "validation", "no such route"),
+    Code.METHOD_NOT_ALLOWED: Rule(
+        405, "invalid_request_error", "validation", "this route has no such method"
+    ),
+    Code.UNAUTHORIZED: Rule(401, "authentication_error", "validation", "a valid API key is required"),
+    Code.MEDIA_TYPE: Rule(
+        415, "invalid_request_error", "validation", "content type must be application/json"
+    ),
+    Code.CONTENT_ENCODING: Rule(
+        415, "invalid_request_error", "validation", "content encodings are not accepted"
+    ),
+    Code.LENGTH_REQUIRED: Rule(411, "invalid_request_error", "validation", "the body needs a length"),
+    Code.BODY_TOO_LARGE: Rule(
+        413, "invalid_request_error", "validation", "the body is limited to {limit} bytes"
+    ),
+    Code.HEADERS_TOO_LARGE: Rule(431, "invalid_request_error", "validation", "the headers are too large"),
+    Code.BAD_REQUEST: Rule(400, "invalid_request_error", "validation", "the request is malformed"),
+    Code.READ_TIMEOUT: Rule(408, "invalid_request_error", "validation", "the body did not arrive in time"),
+    Code.OVERLOADED: Rule(
+        429, "rate_limit_error", "overloaded", "the endpoint is overloaded; try again later"
+    ),
+    Code.LOADING: Rule(503, "server_error", "healthcheck", "the model is loading"),
+    Code.DRAINING: Rule(503, "server_error", "healthcheck", "the server is shutting down"),
+    Code.ENGINE_DOWN: Rule(503, "server_error", "healthcheck", "the engine restarted; try again"),
+    Code.DEADLINE: Rule(
+        504, "server_error", "generation", "the request's deadline passed; stream long answers"
+    ),
+    Code.KV_EXHAUSTED: Rule(
+        507, "server_error", "generation", "the sequence outgrew the memory for keys and values"
+    ),
+    Code.NUMERICAL: Rule(
+        422, "invalid_request_error", "generation", "no token can be drawn with these settings"
+    ),
+    Code.INTERNAL: Rule(500, "server_error", "generation", "the server failed"),
+}
+
+
+class ApiError(Exception):
+    """An error meant for the client.
+
+    `numbers` fill the message's named places: ints, floats or words of our own, never client text.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        **numbers: int | float | str,
+    ) -> None:
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.rule = TABLE[code]
+        self.message = self.rule.message.format(param=param, **numbers)
+        super().__init__(code.value)
+
+    @property
+    def status(self) -> int:
+        return self.rule.status
