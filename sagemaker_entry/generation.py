@@ -193,4 +193,4 @@ class ModelLimits:
     max_top_logprobs: int = 20
     max_prompts: int = 64  # prompts in one completion request
     max_messages: int = 2048
-    default_sampling: SamplingParams = SamplingParams()  # from generation_config where the operator allows it
+    default_sampling: SamplingParams = field(default_factory=SamplingParams)  # the model's generation_config

@@ -26,7 +26,7 @@ class _Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         return f"<{type(self).__name__}>"  # frames carry content: never show fields
 
 
-class Sampling(_Frame):
+class Sampling(_Frame, frozen=True, array_like=True):
     """Wire form of container.engine.request.SamplingParams, field by field."""
 
     temperature: float
@@ -43,13 +43,13 @@ class Sampling(_Frame):
     prompt_logprobs: int | None
 
 
-class Hello(_Frame, tag="hello"):
+class Hello(_Frame, frozen=True, array_like=True, tag="hello"):
     """First frame of each side. The engine answers with what the front needs to validate requests."""
 
     schema: int = SCHEMA_VERSION
 
 
-class Welcome(_Frame, tag="welcome"):
+class Welcome(_Frame, frozen=True, array_like=True, tag="welcome"):
     """The engine's answer to Hello."""
 
     schema: int
@@ -61,7 +61,7 @@ class Welcome(_Frame, tag="welcome"):
     prompt_logprobs: bool
 
 
-class Add(_Frame, tag="add"):
+class Add(_Frame, frozen=True, array_like=True, tag="add"):
     """Front to engine: run this. Answered by deltas, the last one per choice with finish or error."""
 
     id: int
@@ -75,13 +75,13 @@ class Add(_Frame, tag="add"):
     cache_salt: str
 
 
-class Cancel(_Frame, tag="cancel"):
+class Cancel(_Frame, frozen=True, array_like=True, tag="cancel"):
     """Front to engine: nobody waits for this request any more. Idempotent; no answer needed."""
 
     id: int
 
 
-class Token(_Frame):
+class Token(_Frame, frozen=True, array_like=True):
     """Wire form of SampledToken."""
 
     token: int
@@ -89,7 +89,7 @@ class Token(_Frame):
     top: list[tuple[int, float]]
 
 
-class Delta(_Frame):
+class Delta(_Frame, frozen=True, array_like=True):
     """Wire form of SequenceDelta without its connection."""
 
     id: int
@@ -102,7 +102,7 @@ class Delta(_Frame):
     prompt_logprobs: list[Token] | None
 
 
-class Deltas(_Frame, tag="deltas"):
+class Deltas(_Frame, frozen=True, array_like=True, tag="deltas"):
     """Engine to front: everything one step produced for this connection, in one frame."""
 
     step: int
