@@ -30,7 +30,9 @@ def say(text: str) -> None:
 
 def chat(question: str, **fields: Any) -> bytes:
     """Return an OpenAI chat body for `question`."""
-    return json.dumps({"messages": [{"role": "user", "content": question}], "temperature": 0, **fields}).encode()
+    return json.dumps(
+        {"messages": [{"role": "user", "content": question}], "temperature": 0, **fields}
+    ).encode()
 
 
 def ask(client: Any, name: str) -> dict[str, Any]:
@@ -79,7 +81,9 @@ def stream(client: Any, name: str) -> dict[str, Any]:
 
 def main() -> int:
     """Run the demo; the last line of stdout is one JSON document."""
-    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the converted checkpoint is kept")
     options = parser.parse_args()
     began = time.monotonic()
@@ -98,7 +102,11 @@ def main() -> int:
             say("boto3 invoke_endpoint_with_response_stream")
             streamed = stream(client, "demo")
         stopped = endpoint.stop()
-    ok = "Paris" in answer["reply"] and streamed["time_to_first_token_s"] < streamed["last_part_s"] and stopped == 0
+    ok = (
+        "Paris" in answer["reply"]
+        and streamed["time_to_first_token_s"] < streamed["last_part_s"]
+        and stopped == 0
+    )
     report = {
         "ok": ok,
         "model": "SmolLM2-135M-Instruct",

@@ -21,11 +21,17 @@ from scripts.endpoint import Endpoint
 
 def main() -> int:
     """Serve until told to stop; return the server's exit status."""
-    parser = argparse.ArgumentParser(prog="scripts/serve", description="serve the demo model in the foreground")
+    parser = argparse.ArgumentParser(
+        prog="scripts/serve", description="serve the demo model in the foreground"
+    )
     parser.add_argument("--port", type=int, default=8080, help="0 picks a free one")
     parser.add_argument("--model", type=Path, help="a checkpoint directory; default: the demo model")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a STRONGROOM_ setting")
-    parser.add_argument("--emulator", action="store_true", help="a local SageMaker runtime in front of it, too")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a STRONGROOM_ setting"
+    )
+    parser.add_argument(
+        "--emulator", action="store_true", help="a local SageMaker runtime in front of it, too"
+    )
     options = parser.parse_args()
     environment = dict(pair.split("=", 1) for pair in options.set)
     model_dir = options.model or ensure_checkpoint(CACHE, say)
@@ -36,7 +42,11 @@ def main() -> int:
         endpoint = stack.enter_context(
             Endpoint(model_dir, port=options.port, environment=environment, progress=say)
         )
-        ready: dict[str, object] = {"url": endpoint.url, "port": endpoint.port, "start_s": round(endpoint.start_s, 2)}
+        ready: dict[str, object] = {
+            "url": endpoint.url,
+            "port": endpoint.port,
+            "start_s": round(endpoint.start_s, 2),
+        }
         if options.emulator:
             runtime = stack.enter_context(Emulator(upstream=f"127.0.0.1:{endpoint.port}", endpoint="demo"))
             ready["emulator"] = runtime.boto3_arguments()
