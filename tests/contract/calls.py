@@ -68,7 +68,8 @@ def events(body: bytes) -> list[str]:
 def raw_request(port: int, path: str, body: bytes, timeout_s: float = DEADLINE_S) -> socket.socket:
     """Send one request and return the open socket, nothing read yet."""
     connection = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
     return connection
 

@@ -1,12 +1,8 @@
-"""A running endpoint for the outside views: started once, spoken to by HTTP only.
-
-STRONGROOM_TEST_URL names one that already runs (with the demo model); otherwise `scripts.serve` starts one.
-"""
+"""A running endpoint for the outside views: started once, spoken to by HTTP only."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -174,4 +175,4 @@ def refuses(port: int) -> bool:
         return True
 
 
-CHAT_STREAM = b'{"messages":[{"role":"user","content":"Count to fifty."}],"max_tokens":100,"stream":true,"temperature":0}'
+CHAT_STREAM = json.dumps(chat("Count to fifty.", max_tokens=100, stream=True)).encode()
