@@ -150,7 +150,9 @@ class Bench:
 
     def check_complete(self, *ids: int) -> None:
         """Assert that these requests (all, if none is named) ended with exactly the expected tokens."""
-        keys = [RequestKey(0, id) for id in ids] or list(self.requests)
+        self.check_each([RequestKey(0, id) for id in ids] or self.requests)
+
+    def check_each(self, keys: Iterable[RequestKey]) -> None:
         for key in keys:
             asked = self.requests[key]
             for number in range(asked.choices):

@@ -84,7 +84,7 @@ class _Slot:
 class FakeRunner:
     """Runs plans on simulated blocks and records what it saw.
 
-    `fault` is asked before each step and may raise; `bad_rows` names the rows of a plan that come back failed.
+    `fault` is asked before each step and may raise; `bad_rows` names rows that come back failed.
     """
 
     def __init__(self, capacity: Capacity) -> None:
