@@ -162,6 +162,7 @@ class KVCache:
             self._resident += grown
         return place
 
+    @torch.inference_mode()  # slabs made during a step may be changed in this mode only
     def release(self, slot: int) -> None:
         """Wipe and free the slot's slab; a slot that holds none is left as it is."""
         place = self._places.pop(slot, None)
@@ -195,6 +196,7 @@ class KVCache:
             for stack, part in zip(place.shelf.stacks, parts, strict=True):
                 stack[:, place.row, :, index * size : (index + 1) * size] = part
 
+    @torch.inference_mode()  # slabs made during a step may be changed in this mode only
     def reset(self) -> None:
         """Wipe and forget every sequence and published block."""
         for slot in list(self._places):

@@ -111,7 +111,7 @@ def hooked(act: Callable[[], None]) -> None:
 
 
 def measure(model: Any, layers: int) -> Measured:
-    """Return K and V shapes and the vocabulary, from a forward whose attention is void; raises ProbeFailed."""
+    """Return K and V shapes and the vocabulary from a forward with void attention; raises ProbeFailed."""
     calls: list[Call] = []
     tokens = torch.tensor([[0, 1]])
     try:

@@ -68,6 +68,8 @@ def shrink(config: Any) -> Any:
     for name, value in FIXED.items():
         if isinstance(values.get(name), int) and not isinstance(values[name], bool):
             values[name] = value
+    if isinstance(values.get("qk_rope_head_dim"), int) and isinstance(values.get("head_dim"), int):
+        values["head_dim"] = values["qk_rope_head_dim"]  # MLA: `head_dim` is what the rotary encoding turns
     for name in TOKEN_IDS:
         if values.get(name) is not None:
             values[name] = None if name == "pad_token_id" else 1

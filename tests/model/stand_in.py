@@ -19,6 +19,7 @@ class GreedySampler:
         self.assigned: dict[int, SlotAssignment] = {}
         self.positions: list[int] = []
         self.held: list[bool] = []
+        self.logits: dict[int, Tensor] = {}  # slot -> the row its last token was drawn from
 
     def assign(self, assignment: SlotAssignment) -> None:
         self.assigned[assignment.slot] = assignment
@@ -37,6 +38,7 @@ class GreedySampler:
         assert all(slot in self.assigned for slot in slots)
         self.positions += positions
         self.held += hold_stops
+        self.logits.update(zip(slots, logits.clone(), strict=True))
         return [None if row.isnan().any() else SampledToken(int(row.argmax())) for row in logits]
 
 
