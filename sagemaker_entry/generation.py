@@ -54,7 +54,7 @@ class GenerationRequest:
 
     `sampling.seed` is ignored when `seed` is None: the service draws one. `max_tokens` None means up to the
     window. `best_of` is never below `choices`; above it, the `choices` best by mean logprob are returned
-    (never while streaming), and `sampling.top_logprobs` is then at least 0 so that there is a logprob to rank by.
+    (never while streaming), and `sampling.top_logprobs` is then at least 0, to have logprobs to rank by.
     `truncate_tokens` keeps only that many of the last prompt tokens (TGI). `prompt_pieces` asks for
     `PromptInfo.pieces`; their logprobs are there when `sampling.prompt_logprobs` is set too.
     """

@@ -114,7 +114,7 @@ class Fields:
             raise invalid_value(self.name(field), f"one of {', '.join(allowed)}")
         return value
 
-    def list(self, field: str, *, high: int) -> list[Any] | None:
+    def items(self, field: str, *, high: int) -> list[Any] | None:
         """Take a list of at most `high` items, unchecked themselves."""
         value = self.value(field)
         if value is None:
@@ -127,14 +127,14 @@ class Fields:
 
     def strings(self, field: str, *, count: int, chars: int) -> tuple[str, ...] | None:
         """Take a list of non-empty strings of at most `chars` characters."""
-        items = self.list(field, high=count)
+        items = self.items(field, high=count)
         return None if items is None else check_strings(self.name(field), items, chars)
 
     def integers(self, field: str, *, count: int, low: int, high: int) -> tuple[int, ...] | None:
-        items = self.list(field, high=count)
+        items = self.items(field, high=count)
         return None if items is None else check_integers(self.name(field), items, low, high)
 
-    def object(self, field: str) -> dict[str, Any] | None:
+    def mapping(self, field: str) -> dict[str, Any] | None:
         value = self.value(field)
         if value is not None and not isinstance(value, dict):
             raise invalid_type(self.name(field), "an object")
@@ -142,7 +142,7 @@ class Fields:
 
     def nested(self, field: str) -> Fields | None:
         """Take an object as fields of their own, named by this one."""
-        value = self.object(field)
+        value = self.mapping(field)
         return None if value is None else self.inner(value, self.name(field))
 
     def inner(self, value: object, path: str) -> Fields:

@@ -119,7 +119,7 @@ def _prompt(fields: Fields, options: ParseOptions) -> ChatPrompt:
 
 def _template_kwargs(fields: Fields) -> dict[str, Any]:
     """Return flat, plain values for the template; `reasoning_effort` is one of them."""
-    given = fields.object("chat_template_kwargs") or {}
+    given = fields.mapping("chat_template_kwargs") or {}
     if len(given) > MAX_TEMPLATE_KWARGS:
         raise invalid_value("chat_template_kwargs", f"an object of at most {MAX_TEMPLATE_KWARGS} keys")
     for name, value in given.items():
@@ -150,6 +150,6 @@ def _top_logprobs(fields: Fields, limits: ModelLimits) -> int | None:
 
 
 def _refuse_modalities(fields: Fields) -> None:
-    modalities = fields.list("modalities", high=8)
+    modalities = fields.items("modalities", high=8)
     if modalities is not None and modalities != ["text"]:
         raise invalid_value("modalities", "a list of `text` alone")

@@ -170,7 +170,7 @@ def _stop(fields: Fields, limits: ModelLimits) -> tuple[str, ...]:
 
 def _logit_bias(fields: Fields, limits: ModelLimits) -> tuple[tuple[int, float], ...] | None:
     """Return (token id, bias) by the width of the logits, which may be above the tokenizer's vocabulary."""
-    given = fields.object("logit_bias")
+    given = fields.mapping("logit_bias")
     if given is None:
         return None
     pairs = []

@@ -33,7 +33,7 @@ def read_messages(fields: Fields, options: ParseOptions) -> tuple[dict[str, Any]
     Raises ApiError: for shapes, for a list with nothing but system messages, for a tool result without its
     call, and for more text than the window can hold.
     """
-    items = fields.list("messages", high=options.limits.max_messages)
+    items = fields.items("messages", high=options.limits.max_messages)
     if items is None:
         raise missing("messages")
     calls: set[str] = set()
@@ -55,7 +55,7 @@ def read_tools(fields: Fields) -> None:
     Tools are checked, and dropped when `tool_choice` is `none`, which is what it means; calling them is not
     served yet and refused by name.
     """
-    items = fields.list("tools", high=MAX_TOOLS) or []
+    items = fields.items("tools", high=MAX_TOOLS) or []
     fields.boolean("parallel_tool_calls")
     names: set[str] = set()
     for index, item in enumerate(items):
@@ -103,7 +103,7 @@ def _assistant(fields: Fields, message: dict[str, Any], calls: set[str]) -> None
     reasoning = fields.text("reasoning_content")
     if reasoning is not None:
         message["reasoning_content"] = reasoning
-    items = fields.list("tool_calls", high=MAX_TOOL_CALLS)
+    items = fields.items("tool_calls", high=MAX_TOOL_CALLS)
     if not items:
         return
     message["tool_calls"] = []
@@ -184,7 +184,7 @@ def _tool_name(fields: Fields) -> str:
     description = function.text("description")
     if description is not None and len(description) > MAX_DESCRIPTION_CHARS:
         raise invalid_value(function.name("description"), f"at most {MAX_DESCRIPTION_CHARS} characters")
-    function.object("parameters")
+    function.mapping("parameters")
     function.boolean("strict")
     function.finish()
     fields.finish()

@@ -55,7 +55,7 @@ def parse(route: Route, body: dict[str, Any], options: ParseOptions) -> Parsed:
     """Return the request in `body`; raises ApiError."""
     fields = Fields(body, options.unknown_fields)
     inputs = fields.text("inputs")
-    given = fields.object("parameters")
+    given = fields.mapping("parameters")
     stream = bool(fields.boolean("stream")) or route is Route.GENERATE_STREAM
     fields.finish()
     if inputs is None:
