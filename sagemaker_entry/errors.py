@@ -1,7 +1,7 @@
 """Every error a client can see: one closed table, no text from anywhere else.
 
 Owns: codes, statuses, messages. Must not know: dialect bodies (they wrap these), exceptions of libraries.
-Invariant: a message holds names of fields, rules and numbers, never a value a client sent and never str(exc).
+Invariant: a message holds names of fields, rules and numbers, never text a client sent and never str(exc).
 
     ApiError
     |- carries one Code; Code -> (HTTP status, OpenAI type, message template, TGI error_type)
@@ -32,12 +32,16 @@ class Code(enum.StrEnum):
     INVALID_NUMBER = "invalid_number"
     INVALID_UTF8 = "invalid_utf8"
     LONE_SURROGATE = "lone_surrogate"
+    TOO_MANY_VALUES = "too_many_values"
     UNKNOWN_SHAPE = "unknown_shape"
+    UNSUPPORTED_SHAPE = "unsupported_shape"
+    SESSIONS_OFF = "sessions_not_enabled"
     UNKNOWN_FIELD = "unknown_field"
     UNSUPPORTED_FIELD = "unsupported_field"
     MISSING_FIELD = "missing_field"
     INVALID_TYPE = "invalid_type"
     INVALID_VALUE = "invalid_value"
+    INVALID_REQUEST = "invalid_request"  # a rule over several fields, in words of the raise site
     CONTEXT_LENGTH = "context_length_exceeded"
     CONTROL_TOKEN = "control_token"
     TEMPLATE_FAILED = "template_failed"
@@ -77,6 +81,15 @@ TABLE: Final[dict[Code, Rule]] = {
     ),
     Code.INVALID_UTF8: Rule(400, "invalid_request_error", "validation", "the body is not valid UTF-8"),
     Code.LONE_SURROGATE: Rule(400, "invalid_request_error", "validation", "a string holds a lone surrogate"),
+    Code.TOO_MANY_VALUES: Rule(
+        400, "invalid_request_error", "validation", "the body is limited to {limit} values"
+    ),
+    Code.UNSUPPORTED_SHAPE: Rule(
+        400, "invalid_request_error", "validation", "a {shape} body is not served here"
+    ),
+    Code.SESSIONS_OFF: Rule(
+        400, "invalid_request_error", "validation", "Invalid payload. stateful sessions not enabled"
+    ),
     Code.UNKNOWN_SHAPE: Rule(
         400,
         "invalid_request_error",
@@ -88,6 +101,7 @@ TABLE: Final[dict[Code, Rule]] = {
     Code.MISSING_FIELD: Rule(400, "invalid_request_error", "validation", "`{param}` is required"),
     Code.INVALID_TYPE: Rule(400, "invalid_request_error", "validation", "`{param}` must be {expected}"),
     Code.INVALID_VALUE: Rule(400, "invalid_request_error", "validation", "`{param}` must be {rule}"),
+    Code.INVALID_REQUEST: Rule(400, "invalid_request_error", "validation", "{rule}"),
     Code.CONTEXT_LENGTH: Rule(
         400,
         "invalid_request_error",
@@ -142,7 +156,8 @@ TABLE: Final[dict[Code, Rule]] = {
 class ApiError(Exception):
     """An error meant for the client.
 
-    `numbers` fill the message's named places: ints, floats or words of our own, never client text.
+    `numbers` fill the message's named places: ints, floats or words of our own, never client text. They are
+    kept, because a dialect may word the same fact in its own way.
     """
 
     def __init__(
@@ -156,6 +171,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.numbers = numbers
         self.rule = TABLE[code]
         self.message = self.rule.message.format(param=param, **numbers)
         super().__init__(code.value)

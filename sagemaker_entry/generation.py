@@ -35,6 +35,7 @@ class ChatPrompt:
 
     Each message is a mapping with `role` and plain-string `content` (None only beside `tool_calls`), plus
     `name`, `tool_calls`, `tool_call_id`, `reasoning_content` where given: validated shapes, untrusted text.
+    `arguments` of a tool call is a mapping (templates print it as JSON), not the string a client sends.
     """
 
     messages: tuple[Mapping[str, Any], ...] = field(repr=False)
@@ -52,8 +53,10 @@ class GenerationRequest:
     """A validated request, dialect removed.
 
     `sampling.seed` is ignored when `seed` is None: the service draws one. `max_tokens` None means up to the
-    window. `best_of` > `choices` returns the `choices` best by mean logprob (never while streaming).
-    `truncate_tokens` keeps only that many of the last prompt tokens (TGI).
+    window. `best_of` is never below `choices`; above it, the `choices` best by mean logprob are returned
+    (never while streaming), and `sampling.top_logprobs` is then at least 0, to have logprobs to rank by.
+    `truncate_tokens` keeps only that many of the last prompt tokens (TGI). `prompt_pieces` asks for
+    `PromptInfo.pieces`; their logprobs are there when `sampling.prompt_logprobs` is set too.
     """
 
     prompts: tuple[Prompt, ...] = field(repr=False)
@@ -72,17 +75,32 @@ class GenerationRequest:
     truncate_tokens: int | None = None
     cache_salt: str = field(default="", repr=False)
     stream: bool = False
+    prompt_pieces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPiece:
-    """One token with its share of the text; `text` may be empty inside a multi-byte character."""
+    """One token with its share of the text; `text` may be empty inside a multi-byte character.
+
+    `raw` holds the token's own bytes where the tokenizer knows them (they may be half a character).
+    """
 
     id: int = field(repr=False)
     text: str = field(repr=False)
     special: bool = False
     logprob: float | None = None
     top: tuple[tuple[int, str, float], ...] = field(default=(), repr=False)  # id, text, logprob
+    raw: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """One token of a tokenized text and the half-open range of characters it covers."""
+
+    id: int = field(repr=False)
+    text: str = field(repr=False)
+    start: int
+    stop: int
 
 
 class EndReason(enum.StrEnum):
@@ -174,6 +192,8 @@ class ReplyContext:
     id: str  # public id of the reply, made by the server
     created_s: int  # unix seconds
     model: str  # served name
+    fingerprint: str = "strongroom"  # of model and configuration; some clients require the field
+    special_token_ids: frozenset[int] = frozenset()  # to mark them among alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,5 +212,10 @@ class ModelLimits:
     max_top_tokens: int = 5  # TGI top_n_tokens
     max_top_logprobs: int = 20
     max_prompts: int = 64  # prompts in one completion request
+    max_sequences: int = 128  # prompts x continuations one request may ask for
+    max_stop_token_ids: int = 64
+    prompt_bytes_per_token: int = 12  # text longer than this times the window is refused before tokenizing
+    # Names that unmodified clients send when they were given only a URL (huggingface_hub: "dummy").
+    model_aliases: tuple[str, ...] = ("dummy", "tgi")
     max_messages: int = 2048
     default_sampling: SamplingParams = field(default_factory=SamplingParams)  # the model's generation_config
