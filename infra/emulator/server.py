@@ -28,6 +28,7 @@ from infra.emulator.upstream import Clock
 HOST: Final = "127.0.0.1"
 CONNECTIONS: Final = 256  # a thread each; four times the concurrency the tests ask for
 BACKLOG: Final = 128
+REFUSAL_S: Final = 0.1  # spent on a caller beyond the bound; nobody else is accepted meanwhile
 STOP_POLL_S: Final = 0.1
 
 # Not secrets: they open nothing, and every emulator prints them.
@@ -198,7 +199,11 @@ def _refuse(request: socket.socket) -> None:
         "",
     ]
     try:
-        request.settimeout(1.0)
+        request.settimeout(REFUSAL_S)
         request.sendall("\r\n".join(lines).encode() + body)
+        request.shutdown(socket.SHUT_WR)
+        # Closing over unread bytes resets the connection, and the caller would lose the answer.
+        while request.recv(64 * 1024):
+            pass
     except OSError:
-        return  # the caller has left already
+        return  # the caller has left already, or is too slow to wait for
