@@ -57,6 +57,8 @@ class Code(enum.StrEnum):
     HEADERS_TOO_LARGE = "headers_too_large"
     BAD_REQUEST = "bad_request"
     READ_TIMEOUT = "read_timeout"
+    EXPECTATION = "expectation_failed"
+    TRANSFER_CODING = "unsupported_transfer_coding"
     OVERLOADED = "overloaded"
     LOADING = "loading"
     DRAINING = "draining"
@@ -134,6 +136,10 @@ TABLE: Final[dict[Code, Rule]] = {
     Code.HEADERS_TOO_LARGE: Rule(431, "invalid_request_error", "validation", "the headers are too large"),
     Code.BAD_REQUEST: Rule(400, "invalid_request_error", "validation", "the request is malformed"),
     Code.READ_TIMEOUT: Rule(408, "invalid_request_error", "validation", "the body did not arrive in time"),
+    Code.EXPECTATION: Rule(417, "invalid_request_error", "validation", "no such expectation can be met"),
+    Code.TRANSFER_CODING: Rule(
+        501, "invalid_request_error", "validation", "the only transfer coding is chunked"
+    ),
     Code.OVERLOADED: Rule(
         429, "rate_limit_error", "overloaded", "the endpoint is overloaded; try again later"
     ),

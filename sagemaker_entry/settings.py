@@ -1,0 +1,246 @@
+"""The one table of settings: read once from the environment, frozen, handed to the child processes as JSON.
+
+Owns: names, aliases, types, defaults, ranges of everything an operator can set.
+Must not know: HTTP, gunicorn, the engine's internals. Reading is a function of the mapping it is given.
+Invariant: a malformed value, or an unknown name under STRONGROOM_, raises; nothing is corrected or dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+PREFIX: Final = "STRONGROOM_"
+MIB: Final = 1024 * 1024
+
+# What users of text-generation-inference have in their environment and what we do not need.
+IGNORED: Final = (
+    "HF_MODEL_REVISION",
+    "HF_MODEL_QUANTIZE",
+    "MAX_BATCH_PREFILL_TOKENS",
+    "MAX_BATCH_TOTAL_TOKENS",
+    "MAX_CLIENT_BATCH_SIZE",
+    "WAITING_SERVED_RATIO",
+    "MAX_WAITING_TOKENS",
+    "QUANTIZE",
+    "SPECULATE",
+    "LORA_ADAPTERS",
+    "API_KEY",
+    "CORS_ALLOW_ORIGIN",
+    "PORT",
+    "PROMETHEUS_PORT",
+    "GRACEFUL_TERMINATION_TIMEOUT",
+    "USAGE_STATS",
+)
+# Names that may be present with one harmless value only: variable -> (allowed values, hint).
+GUARDED: Final[dict[str, tuple[tuple[str, ...], str]]] = {
+    "HF_MODEL_TRUST_REMOTE_CODE": (
+        ("", "0", "false", "False"),
+        "code from a model artifact is never executed; unset the variable",
+    ),
+    "SM_NUM_GPUS": (("", "1"), "one accelerator per model copy is supported; set it to 1 or unset it"),
+}
+
+
+class SettingsError(Exception):
+    """The environment is wrong; the start stops. `hint` is the operator's next move."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def _setting(default: Any, doc: str, **rules: Any) -> Any:
+    """Return a dataclass field; `rules`: unit, aliases, choices, low, high, pattern, first (alias that wins)."""
+    return dataclasses.field(default=default, metadata={"doc": doc, **rules})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything an operator can set. Field `x_y` is the variable STRONGROOM_X_Y; None means derived."""
+
+    model: str = _setting(
+        "/opt/ml/model",
+        "Directory of the model artifact.",
+        aliases=("HF_MODEL_ID",),
+        pattern=r"/.*",
+        rule="an absolute path; models are never downloaded",
+    )
+    served_name: str | None = _setting(
+        None,
+        "Name in replies and in `/v1/models`. Derived: the last part of the model's path.",
+        pattern=r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}",
+        rule="1 to 128 of `A-Za-z0-9._/-`",
+    )
+    host: str = _setting(
+        "0.0.0.0",  # noqa: S104  the hosting contract asks for all interfaces
+        "Address to listen on.",
+        pattern=r"[0-9A-Fa-f.:]{2,45}",
+        rule="an IPv4 or IPv6 address",
+    )
+    port: int = _setting(
+        8080, "Port to listen on; 0 takes a free one.", first="SAGEMAKER_BIND_TO_PORT", low=0, high=65535
+    )
+    workers: int = _setting(2, "HTTP worker processes.", low=1, high=16)
+    max_sequence_tokens: int | None = _setting(
+        None,
+        "Longest prompt and output together. Derived: the model's window.",
+        unit="tokens",
+        aliases=("MAX_TOTAL_TOKENS",),
+        low=16,
+        high=16_777_216,
+    )
+    max_input_tokens: int | None = _setting(
+        None,
+        "Longest prompt. Derived: the sequence limit minus one.",
+        unit="tokens",
+        aliases=("MAX_INPUT_TOKENS", "MAX_INPUT_LENGTH"),
+        low=1,
+        high=16_777_215,
+    )
+    max_concurrent_requests: int = _setting(
+        128,
+        "Generations held at once, over all workers; the next one is answered 429.",
+        aliases=("MAX_CONCURRENT_REQUESTS",),
+        low=1,
+        high=512,
+    )
+    max_running: int | None = _setting(
+        None, "Sequences computed together. Derived from model and machine.", low=1, high=4096
+    )
+    step_tokens: int | None = _setting(
+        None, "Token budget of one step. Derived.", unit="tokens", low=16, high=1_048_576
+    )
+    kv_mib: int | None = _setting(
+        None, "Memory for keys and values. Derived from the memory limit.", unit="MiB", low=1, high=4_194_304
+    )
+    prefix_cache: str = _setting(
+        "tenant", "Reuse of common prompt prefixes, within one tenant.", choices=("tenant", "off")
+    )
+    compat: str = _setting(
+        "auto",
+        "What to do with a model that fails the load probe: serve it on the slower runner, or refuse it.",
+        choices=("auto", "off"),
+    )
+    dtype: str = _setting(
+        "auto", "Number format of the computation.", choices=("auto", "float32", "bfloat16")
+    )
+    threads: int | None = _setting(
+        None, "Compute threads. Derived: the cores the container may use.", low=1, high=512
+    )
+    dialect: str = _setting(
+        "auto",
+        "Dialect of bodies on `/invocations`: chosen by the body, or fixed.",
+        choices=("auto", "openai", "tgi"),
+    )
+    stream_error: str = _setting(
+        "abort",
+        "How a stream that fails ends after its error event: connection broken off (the platform then reports "
+        "an error) or ended normally.",
+        choices=("abort", "event"),
+    )
+    unknown_fields: str = _setting("refuse", "Body fields nobody knows.", choices=("refuse", "ignore"))
+    max_best_of: int = _setting(2, "Largest `best_of`.", aliases=("MAX_BEST_OF",), low=1, high=16)
+    max_stop_sequences: int = _setting(
+        4, "Most stop strings of a TGI request.", aliases=("MAX_STOP_SEQUENCES",), low=0, high=16
+    )
+    max_top_n_tokens: int = _setting(
+        5, "Largest `top_n_tokens` of a TGI request.", aliases=("MAX_TOP_N_TOKENS",), low=0, high=20
+    )
+    request_deadline_s: float = _setting(
+        58.0, "Time for a whole answer, then 504.", unit="s", low=1, high=3600
+    )
+    stream_deadline_s: float = _setting(478.0, "Time for a whole stream.", unit="s", low=1, high=3600)
+    drain_s: float = _setting(25.0, "Time running requests get after SIGTERM.", unit="s", low=0, high=25)
+    body_limit_bytes: int = _setting(
+        25 * MIB, "Largest request body.", unit="bytes", aliases=("PAYLOAD_LIMIT",), low=1024, high=100 * MIB
+    )
+    api_key_file: str | None = _setting(
+        None,
+        "File whose first line is the key clients must send as `Authorization: Bearer`.",
+        pattern=r"/.*",
+        rule="an absolute path",
+    )
+    log_level: str = _setting(
+        "info",
+        "Least severe log line written. No level shows content.",
+        choices=("debug", "info", "warning", "error"),
+    )
+
+    @property
+    def name(self) -> str:
+        """The served name: as set, or the last part of the model's path."""
+        last = self.model.rstrip("/").rsplit("/", 1)[-1]
+        return self.served_name or re.sub(r"[^A-Za-z0-9._-]", "-", last).lstrip("._-")[:128] or "model"
+
+
+def variable(field_name: str) -> str:
+    """Return the environment name of a field."""
+    return PREFIX + field_name.upper()
+
+
+def read(environment: Mapping[str, str]) -> tuple[Settings, tuple[str, ...]]:
+    """Return the settings in `environment` and the names that were ignored; raises SettingsError."""
+    fields = {variable(f.name): f for f in dataclasses.fields(Settings)}
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"did you mean {near[0]}?" if near else "the settings reference lists every name"
+            raise SettingsError(f"`{name}` is not a setting", hint)
+    for name, (allowed, hint) in GUARDED.items():
+        if environment.get(name, "") not in allowed:
+            raise SettingsError(f"`{name}={environment[name]}` is not supported", hint)
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        rules = field.metadata
+        first = (rules["first"],) if "first" in rules else ()
+        for source in (*first, name, *rules.get("aliases", ())):
+            if environment.get(source, "") != "":
+                values[field.name] = _parse(source, environment[source], field)
+                break
+    settings = Settings(**values)
+    _check_together(settings)
+    return settings, tuple(n for n in IGNORED if environment.get(n, "") != "")
+
+
+def _parse(source: str, text: str, field: dataclasses.Field[Any]) -> Any:
+    rules = field.metadata
+    kind = str(field.type)
+    if "choices" in rules and text not in rules["choices"]:
+        raise SettingsError(f"`{source}={text}` is not a choice", "use one of " + ", ".join(rules["choices"]))
+    if "pattern" in rules and not re.fullmatch(rules["pattern"], text):
+        raise SettingsError(f"`{source}={text}` is malformed", f"it must be {rules['rule']}")
+    if kind.startswith("str"):
+        return text
+    whole = kind.startswith("int")
+    bounds = f"it must be {'a whole number' if whole else 'a number'} from {rules['low']} to {rules['high']}"
+    if not re.fullmatch(r"[0-9]{1,12}" if whole else r"[0-9]{1,12}(\.[0-9]{1,6})?", text):
+        raise SettingsError(f"`{source}={text}` is malformed", bounds)
+    value = int(text) if whole else float(text)
+    if not rules["low"] <= value <= rules["high"]:
+        raise SettingsError(f"`{source}={text}` is out of range", bounds)
+    return value
+
+
+def _check_together(settings: Settings) -> None:
+    longest, prompt = settings.max_sequence_tokens, settings.max_input_tokens
+    if longest is not None and prompt is not None and prompt >= longest:
+        raise SettingsError(
+            f"`{variable('max_input_tokens')}={prompt}` leaves no room for output",
+            f"it must be less than `{variable('max_sequence_tokens')}`, which is {longest}",
+        )
+
+
+def encode(settings: Settings) -> str:
+    """Return `settings` as one line of JSON, for a child process."""
+    return json.dumps(dataclasses.asdict(settings), separators=(",", ":"))
+
+
+def decode(text: str) -> Settings:
+    """Return the settings encoded in `text`; raises TypeError on unknown fields."""
+    return Settings(**json.loads(text))

@@ -1,0 +1,279 @@
+"""PID 1: the listening socket, the order of starting and stopping, the watch over the children.
+
+Owns: the listener, door, heartbeat page and metrics page; engine and front processes; restarts; signals.
+Must not know: HTTP, requests, models. It parses nothing a client sent and imports no server code.
+Invariant: the listener outlives every child; every child is reaped; after SIGTERM the process exits 0 within
+DRAIN_LIMIT_S + 1 s, whatever the children do.
+
+    STARTING -> engine + front running -> SIGTERM -> front drains -> engine stops -> exit 0
+                 | engine dies or hangs: restarted; 3 deaths in 60 s: exit 70
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from container.ranks.config import EngineConfig
+from container.ranks.config import encode as encode_engine
+from container.ranks.door import make_door
+from container.ranks.heartbeat import (
+    EngineState,
+    HealthLimits,
+    HeartbeatReader,
+    HeartbeatWriter,
+    StartFault,
+    Verdict,
+    health,
+    make_page,
+    read_only,
+)
+from sagemaker_entry import children, log, metrics
+from sagemaker_entry.settings import Settings, encode
+
+EXIT_BROKEN: Final = 70  # EX_SOFTWARE: the platform replaces the instance
+SERVICE_ID: Final = 10001
+BACKLOG: Final = 2048
+TURN_S: Final = 0.1
+DEATHS: Final = 3
+DEATH_WINDOW_S: Final = 60.0
+ABORT_GRACE_S: Final = 0.5  # between SIGABRT and SIGKILL for a hung engine
+DRAIN_LIMIT_S: Final = 27.0  # the platform kills 30 s after SIGTERM
+STOP_S: Final = 0.5
+FRONT_OOM_SCORE: Final = 200
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+# Faults another start cannot cure: stop at once with the cause on the last line.
+HOPELESS: Final = frozenset({StartFault.BAD_CONFIG, StartFault.MODEL_NOT_FOUND, StartFault.MODEL_REFUSED})
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """Return what the engine process is told."""
+    return EngineConfig(
+        model_dir=settings.model,
+        sequence_tokens=settings.max_sequence_tokens,
+        running_limit=settings.max_running,
+        step_tokens=settings.step_tokens,
+        kv_mib=settings.kv_mib,
+        prefix_cache=settings.prefix_cache != "off",
+        compat=settings.compat != "off",
+        dtype=settings.dtype,
+        threads=settings.threads,
+    )
+
+
+def engine_command(config_fd: int, door_fd: int, heartbeat_fd: int) -> list[str]:
+    """Return the command line of the engine process."""
+    fds = {"--config-fd": config_fd, "--door-fd": door_fd, "--heartbeat-fd": heartbeat_fd}
+    return [sys.executable, "-m", "container.ranks", *(str(part) for pair in fds.items() for part in pair)]
+
+
+def front_command(
+    listen_fd: int, settings_fd: int, door_fd: int, heartbeat_fd: int, metrics_fd: int
+) -> list[str]:
+    """Return the command line of the front."""
+    fds = {
+        "--listen-fd": listen_fd,
+        "--settings-fd": settings_fd,
+        "--door-fd": door_fd,
+        "--heartbeat-fd": heartbeat_fd,
+        "--metrics-fd": metrics_fd,
+    }
+    return [
+        *(sys.executable, "-m", "sagemaker_entry.front"),
+        *(str(part) for pair in fds.items() for part in pair),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """How the children are started; tests put their own in."""
+
+    engine: Callable[[int, int, int], list[str]] = engine_command
+    front: Callable[[int, int, int, int, int], list[str]] = front_command
+    health_limits: HealthLimits = field(default_factory=HealthLimits)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return the bound, listening socket; raises OSError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+    listener.bind((settings.host, settings.port))
+    listener.listen(BACKLOG)
+    return listener
+
+
+class Child:
+    """One role's process and its recent deaths."""
+
+    def __init__(self, name: str, argv: Sequence[str], fds: Sequence[int], oom_score: int = 0) -> None:
+        self.name = name
+        self.pid: int | None = None
+        self.starts = 0
+        self._argv = argv
+        self._fds = fds
+        self._oom_score = oom_score
+        self._deaths: deque[float] = deque(maxlen=DEATHS)
+
+    def start(self, env: Mapping[str, str]) -> None:
+        self.pid = children.spawn(self._argv, env, self._fds, self._oom_score)
+        self.starts += 1
+
+    def kill(self, number: int) -> None:
+        """Send a signal; a child that is gone already is reaped elsewhere."""
+        if self.pid is not None:
+            os.kill(self.pid, number)  # an unreaped pid cannot be anybody else's
+
+    def died(self, now_s: float) -> bool:
+        """Note a death; True when it is one too many."""
+        self.pid = None
+        self._deaths.append(now_s)
+        return len(self._deaths) == DEATHS and now_s - self._deaths[0] <= DEATH_WINDOW_S
+
+
+class Supervisor:
+    """Runs the container until it is told to stop or cannot go on."""
+
+    def __init__(self, settings: Settings, commands: Commands, env: Mapping[str, str]) -> None:
+        self._limits = commands.health_limits
+        self._env = children.environment(env)
+        self._drain_s = settings.drain_s
+        self._listener = listen(settings)
+        self.port: int = self._listener.getsockname()[1]
+        front_door, engine_door = make_door()
+        page = make_page()
+        self._page_writer = HeartbeatWriter(page)
+        self._page_reader = HeartbeatReader(page)
+        metrics_fd = metrics.create()
+        self._metrics = metrics.Metrics(metrics_fd)
+        self._config_fd = _memory("config", encode_engine(engine_config(settings)))
+        self._settings_fd = _memory("settings", encode(settings))
+        readable = read_only(page)
+        engine_fds = (self._config_fd, engine_door, page)
+        front_fds = (self._listener.fileno(), self._settings_fd, front_door, readable, metrics_fd)
+        self._engine = Child("engine", commands.engine(*engine_fds), engine_fds)
+        self._front = Child("front", commands.front(*front_fds), front_fds, FRONT_OOM_SCORE)
+        self._abort_at_s: float | None = None
+
+    def run(self) -> int:
+        """Serve until a signal or a breakdown; return the exit code."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        log.write("info", "listening", port=self.port)
+        self._start(self._front)
+        self._start(self._engine)
+        while True:
+            received = signal.sigtimedwait(SIGNALS, TURN_S)
+            if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT):
+                return self._drain()
+            for child, status in self._reap():
+                if not self._recover(child, status):
+                    self._kill_all()
+                    return EXIT_BROKEN
+            self._watch()
+
+    def _start(self, child: Child) -> None:
+        for fd in (self._config_fd, self._settings_fd):
+            os.lseek(fd, 0, os.SEEK_SET)  # the offset is shared with the last reader
+        child.start(self._env)
+        log.write("info", "child_started", child=child.name, child_pid=child.pid)
+
+    def _reap(self) -> list[tuple[Child, int]]:
+        """Reap every dead process, adopted orphans too; return our children among them."""
+        ours: list[tuple[Child, int]] = []
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return ours
+            if pid == 0:
+                return ours
+            for child in (self._engine, self._front):
+                if child.pid == pid:
+                    ours.append((child, status))
+
+    def _recover(self, child: Child, status: int) -> bool:
+        """Restart a dead child; False when that is of no use."""
+        code = os.waitstatus_to_exitcode(status)
+        page = self._page_reader.read()
+        fault = StartFault(page.fault) if page.fault in StartFault._value2member_map_ else StartFault.INTERNAL
+        cause = fault.name.lower() if child is self._engine else None
+        log.write("error", "child_died", child=child.name, code=code, cause=cause)
+        too_often = child.died(time.monotonic())
+        if child is self._engine:
+            self._abort_at_s = None
+            self._page_writer.write(
+                state=EngineState.STARTING, pid=0
+            )  # /ping turns red now, not at a timeout
+            self._metrics.add("strongroom_engine_restarts_total")
+            if fault in HOPELESS:
+                log.write("error", "engine_cannot_start", cause=cause)
+                return False
+        else:
+            self._metrics.add("strongroom_front_restarts_total")
+        if too_often:
+            log.write("error", "giving_up", child=child.name, deaths=DEATHS, within_s=DEATH_WINDOW_S)
+            return False
+        self._start(child)
+        return True
+
+    def _watch(self) -> None:
+        """End an engine that has gone silent or moves nothing; its death is then handled like any other."""
+        now_s = time.monotonic()
+        if self._abort_at_s is not None:
+            if now_s >= self._abort_at_s:
+                self._engine.kill(signal.SIGKILL)  # a hung device call ignores everything else
+            return
+        verdict = health(self._page_reader.read(), time.monotonic_ns(), self._limits)
+        if verdict in (Verdict.SILENT, Verdict.STUCK) and self._engine.pid is not None:
+            log.write("error", "engine_hangs", verdict=verdict.value)
+            self._engine.kill(signal.SIGABRT)
+            self._abort_at_s = now_s + ABORT_GRACE_S
+
+    def _drain(self) -> int:
+        log.write("info", "draining")
+        self._metrics.drain()
+        self._front.kill(signal.SIGTERM)
+        self._wait_for(self._front, min(self._drain_s + 2.0, DRAIN_LIMIT_S))
+        self._front.kill(signal.SIGKILL)
+        self._engine.kill(signal.SIGTERM)
+        self._wait_for(self._engine, STOP_S)
+        self._kill_all()
+        log.write("info", "stopped")
+        return 0
+
+    def _wait_for(self, awaited: Child, limit_s: float) -> None:
+        """Reap until `awaited` is gone or the time is over; further signals change nothing."""
+        deadline_s = time.monotonic() + limit_s
+        while awaited.pid is not None and time.monotonic() < deadline_s:
+            signal.sigtimedwait(SIGNALS, TURN_S / 4)
+            for child, _ in self._reap():
+                child.pid = None
+
+    def _kill_all(self) -> None:
+        for child in (self._front, self._engine):
+            child.kill(signal.SIGKILL)
+        for child in (self._front, self._engine):
+            self._wait_for(child, STOP_S)
+
+
+def _memory(name: str, text: str) -> int:
+    """Return a descriptor of an anonymous file that holds `text`."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.write(fd, text.encode())
+    return fd
+
+
+def drop_privileges() -> None:
+    """In a container started as root, go on as the service's own user. Elsewhere the user is the caller's wish."""
+    if os.getpid() == 1 and os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(SERVICE_ID)
+        os.setuid(SERVICE_ID)
