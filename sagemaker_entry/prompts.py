@@ -15,7 +15,14 @@ import gevent
 
 from container.text.errors import TextCode, TextError
 from sagemaker_entry.errors import ApiError, Code
-from sagemaker_entry.generation import ChatPrompt, GenerationRequest, ModelLimits, Prompt, TextPrompt, TokenPrompt
+from sagemaker_entry.generation import (
+    ChatPrompt,
+    GenerationRequest,
+    ModelLimits,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 
 T = TypeVar("T")
 
@@ -73,7 +80,9 @@ class Tokenizing(Protocol):
     def tokenize_rendered(self, rendered: Any) -> Sequence[Span]: ...
 
 
-def token_ids(model: Tokenizing, prompt: Prompt, request: GenerationRequest, limits: ModelLimits) -> array[int]:
+def token_ids(
+    model: Tokenizing, prompt: Prompt, request: GenerationRequest, limits: ModelLimits
+) -> array[int]:
     """Return the ids of one prompt, truncated as asked; raises ApiError."""
     if isinstance(prompt, TokenPrompt):
         _check_given(model, prompt, limits)
@@ -134,11 +143,11 @@ def output_tokens(prompt_tokens: int, asked: int | None, limits: ModelLimits) ->
 
 def _check_given(model: Tokenizing, prompt: TokenPrompt, limits: ModelLimits) -> None:
     if len(prompt.tokens) > limits.sequence_tokens:
-        raise ApiError(
-            Code.CONTEXT_LENGTH, limit=limits.sequence_tokens, prompt_tokens=len(prompt.tokens)
-        )
+        raise ApiError(Code.CONTEXT_LENGTH, limit=limits.sequence_tokens, prompt_tokens=len(prompt.tokens))
     if prompt.tokens and not 0 <= min(prompt.tokens) <= max(prompt.tokens) < limits.vocabulary:
-        raise ApiError(Code.INVALID_VALUE, param="prompt", rule=f"token ids from 0 to {limits.vocabulary - 1}")
+        raise ApiError(
+            Code.INVALID_VALUE, param="prompt", rule=f"token ids from 0 to {limits.vocabulary - 1}"
+        )
     if not model.control_ids.isdisjoint(prompt.tokens):
         raise ApiError(Code.CONTROL_TOKEN, param="prompt")
 

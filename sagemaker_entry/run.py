@@ -313,5 +313,3 @@ def _choice(end: ChoiceEnd, deltas: Sequence[TextDelta], place: int) -> Choice:
         completion_tokens=end.completion_tokens,
         seed=end.seed,
     )
-
-
