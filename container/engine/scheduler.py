@@ -145,6 +145,8 @@ class Scheduler:
         assert ages == sorted(set(ages)), "running sequences are not in order of arrival"
         seats = [sequence.slot for sequence in self.running]
         assert sorted([*seats, *self._slots]) == list(range(self._limit)), "a slot is lost or taken twice"  # type: ignore[type-var]
+        for first in self._held:
+            assert first.state is not State.FINISHED, "siblings wait for a choice that has ended"
         for sequence in self.running:
             assert sequence.state is State.RUNNING, "a sequence runs that is not RUNNING"
             assert sequence.computed < sequence.total, "a running sequence has nothing to compute"

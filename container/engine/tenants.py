@@ -7,6 +7,7 @@ waiting sequences has no credit.
 
 Shreedhar and Varghese, "Efficient fair queuing using deficit round robin" (1995). A sequence is charged the
 prompt and output it declared; what it did not use goes back to its tenant when it ends.
+Declaring far more than is used still costs turns: the rest comes back only when the sequence ends.
 Bound: a sequence whose tenant has C tokens declared up to and including it is chosen within ceil(C / quantum)
 rounds, and in a round each other tenant uses at most one quantum and twice the cost of its largest sequence.
 """

@@ -181,6 +181,16 @@ def test_a_long_estimated_wait_refuses_before_the_queue_is_full():
     assert (refused.code, refused.retry_after_s) == (ErrorCode.QUEUE_FULL, 7)
 
 
+def test_those_who_leave_the_queue_do_not_count_as_served():
+    bench = Bench(EngineLimits(running=1, waiting=100))
+    bench.submit(*(request(id, max_tokens=20) for id in range(20)))
+    bench.step()
+    for id in range(5, 20):
+        bench.engine.cancel(RequestKey(0, id))
+    bench.step()
+    assert bench.engine._gate.rate.wait_s(1) is None
+
+
 def test_a_free_slot_is_never_refused_for_its_wait():
     gate = Gate(capacity(), EngineLimits(running=4, waiting=1, waiting_s=0.001))
     gate.rate.observe(10, 1000.0)

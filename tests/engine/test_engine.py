@@ -99,6 +99,21 @@ def test_a_prompt_that_cannot_be_cut_is_computed_in_one_row_beyond_the_budget():
     assert [len(plan.tokens) for plan in bench.runner.plans[:2]] == [27, 31]
 
 
+def test_a_second_prompt_that_cannot_be_cut_waits_for_a_step_of_its_own():
+    bench = Bench(step_tokens=10, chunked_prefill=False, prefix_cache=False)
+    bench.submit(request(1, 4, max_tokens=3), request(2, 27, max_tokens=3))
+    bench.run()
+    bench.check_complete()
+    assert [list(plan.counts) for plan in bench.runner.plans[:2]] == [[4], [1, 27]]
+
+
+def test_the_history_given_to_the_runner_is_its_own():
+    bench = Bench()
+    bench.submit(request(1, 9, max_tokens=6))
+    bench.run()
+    assert len(bench.runner.plans[0].assigns[0].history) == 9
+
+
 def test_prompt_logprobs_come_once_and_complete_with_the_first_delta():
     sampling = SamplingParams(prompt_logprobs=0)
     for prompt in (1, 2, 4, 5, 27):

@@ -46,6 +46,16 @@ def test_prompt_logprobs_are_whole_after_an_interrupted_prompt():
     assert len(bench.choice(2).prompt_logprobs or []) == 27
 
 
+def test_a_prompt_that_finds_its_own_blocks_again_was_not_a_cache_hit():
+    bench = Bench(blocks=10, sequence_tokens=40, step_tokens=3, slots=2)
+    bench.submit(request(1, 4, max_tokens=36), request(2, 28, max_tokens=2))
+    bench.run()
+    bench.check_complete()
+    stats = bench.engine.stats()
+    assert stats.preemptions > 0 and bench.choice(2).cached_tokens == 0
+    assert (stats.prefix_hit_tokens, stats.prefix_queried_tokens) == (0, 32)
+
+
 def test_the_cached_tokens_told_to_the_client_are_those_of_the_first_admission():
     tiny = crowd(Bench(**TINY))
     assert tiny.engine.stats().preemptions > 0
@@ -145,10 +155,18 @@ def test_a_younger_prompt_takes_only_blocks_that_older_prompts_do_not_need():
     assert younger.state is State.RUNNING
 
 
+def test_a_prompt_preempted_for_an_older_one_is_not_computed_in_the_same_step():
+    floor = Floor(blocks=6)
+    older, younger = floor.seat(12, 8), floor.seat(30, 16)
+    assert floor.plan() == [older]
+    assert younger.state is State.PREEMPTED
+    assert floor.scheduler.pool.available == 3  # enough to go on with, had it not been preempted
+
+
 def test_a_step_that_preempts_admits_nobody():
     floor = Floor()
     oldest, newest = floor.seat(13, 12), floor.seat(20, 19)
-    small = Sequence.of(request(99, 1, 1), 0, 99, b"")
+    small = Sequence.of(request(99, 1, 1, tenant="another, and first in turn"), 0, 99, b"")
     floor.scheduler.add([small])
     assert floor.plan() == [oldest]
     assert newest.state is State.PREEMPTED and small.state is State.WAITING
