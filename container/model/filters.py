@@ -4,8 +4,8 @@ Owns: the four filters and their order.
 Must not know: how a token is drawn, penalties, batches, requests' seeds.
 Invariant: a filter keeps at least one token, and of tokens it ranks equal it keeps all or none.
 
-Each filter reduces to a threshold on a key; the rows are long (50k-256k), the tokens kept are few. Measured on
-one AVX2 core at 49,152 logits: a full argsort 1.4 ms (numpy) or 4.6 ms (torch), a partition 0.05 ms, a
+Each filter reduces to a threshold on a key; the rows are long (50k-256k), the tokens kept are few. Measured
+on one AVX2 core at 49,152 logits: a full argsort 1.4 ms (numpy) or 4.6 ms (torch), a partition 0.05 ms, a
 comparison with the indices of its hits 0.01 ms. So top-k is a partition, and the two filters that add up
 probability sort only the tokens near the best one, widening the window until it holds the threshold. The
 result is that of the full sort.

@@ -8,9 +8,9 @@ absolute position; never on other rows, on chunking or on whether the sequence w
     raw logits -> logprobs reported
                -> repetition, frequency, presence -> bias -> held stop ids -> temperature -> filters -> draw
 
-Rows are handled one by one in numpy, on views of the logits: on CPU its argmax, sort and index search run 7 to
-17 times faster than torch's over 49,152 logits (measured: argmax 4 us against 60 us), and a row pays only for
-what it asks. A greedy row without penalties costs one argmax and no copy.
+Rows are handled one by one in numpy, on views of the logits: on CPU its argmax, sort and index search run 7
+to 17 times faster than torch's over 49,152 logits (measured: argmax 4 us against 60 us), and a row pays only
+for what it asks. A greedy row without penalties costs one argmax and no copy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 from torch import Tensor
 
-from container.engine.request import SampledToken, SamplingParams, TopLogprobs
+from container.engine.request import SampledToken, SamplingParams
 from container.engine.step import SlotAssignment
 from container.model.filters import Ids, Row, candidates
 from container.model.rng import gumbel, gumbel_of
@@ -140,7 +140,7 @@ class Sampler:
 
 
 def _adjust(row: Row, slot: _Slot, hold: bool) -> Row:
-    """Return the logits after penalties, bias and held stop ids; `row` itself, not a copy, when none applies."""
+    """Return the logits after penalties, bias and held stop ids; `row` itself, no copy, when none applies."""
     hold = hold and len(slot.stop_ids) > 0
     if slot.penalties is None and not len(slot.bias_ids) and not hold:
         return row
@@ -176,7 +176,7 @@ def _draw(logits: Row, sampling: SamplingParams, position: int) -> int | None:
 
 
 def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[SampledToken]:
-    """Return `tokens` with their logprobs under `logits` (len(tokens), vocabulary) and the `top` best of each.
+    """Return `tokens` with their logprobs under `logits` (len(tokens), vocabulary) and each row's `top` best.
 
     A row that holds NaN or no finite logit gives NaN: its sequence fails when its next token is sampled.
     """
