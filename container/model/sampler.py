@@ -25,7 +25,7 @@ from torch import Tensor
 from container.engine.request import SampledToken, SamplingParams
 from container.engine.step import SlotAssignment
 from container.model.filters import Ids, Row, candidates
-from container.model.rng import gumbel, gumbel_of
+from container.model.rng import LANES, gumbel, gumbel_of
 
 # Below this, dividing by the temperature overflows float32 for any gap between logits that matters.
 COLDEST: Final = 1e-30
@@ -170,9 +170,11 @@ def _draw(logits: Row, sampling: SamplingParams, position: int) -> int | None:
     left = candidates(scaled, sampling)
     if left.ids is None:
         return int((left.logits + gumbel(sampling.seed, position, len(logits))).argmax())
-    if len(left.ids) == 1:
-        return int(left.ids[0])
-    return int(left.ids[(left.logits + gumbel_of(sampling.seed, position, left.ids)).argmax()])
+    if len(left.ids) * LANES < len(logits):
+        noise = gumbel_of(sampling.seed, position, left.ids)
+    else:  # most blocks are needed, and computing each once is cheaper
+        noise = gumbel(sampling.seed, position, len(logits))[left.ids]
+    return int(left.ids[(left.logits + noise).argmax()])
 
 
 def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[SampledToken]:

@@ -74,3 +74,9 @@ def test_noise_is_uncorrelated_between_neighbours_in_every_direction() -> None:
     here = gumbel(3, 10, 40_000)
     for other in (gumbel(3, 11, 40_000), gumbel(4, 10, 40_000), np.roll(here, 1), np.roll(here, 4)):
         assert abs(np.corrcoef(here, other)[0, 1]) < 4 / np.sqrt(40_000)
+
+
+def test_noise_does_not_depend_on_how_the_row_is_cut_into_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gumbel(1, 2, 50_000)
+    monkeypatch.setattr("container.model.rng.CHUNK", 400)
+    assert np.array_equal(gumbel(1, 2, 50_000), whole)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -164,9 +166,14 @@ def test_a_flat_row_has_one_big_tie() -> None:
     factor=st.sampled_from([0.1, 1.0, 3.0]),
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_the_window_search_gives_the_threshold_of_the_definition(
+def test_the_search_by_halves_gives_the_threshold_of_the_definition(
     keys: list[int], share: float, factor: float
 ) -> None:
+    with mock.patch("container.model.filters.SORTED_KEYS", 2):  # so that short rows are cut, too
+        check_threshold(keys, share, factor)
+
+
+def check_threshold(keys: list[int], share: float, factor: float) -> None:
     values = np.array(keys, np.float32) * np.float32(factor)
     weights = np.exp2(np.array(keys, np.float32))  # powers of two: sums are exact in any order
     total = float(weights.astype(np.float64).sum())
@@ -184,3 +191,14 @@ def test_the_full_share_keeps_everything_in_spite_of_rounding() -> None:
 def test_the_kth_value_counts_ties_one_by_one() -> None:
     keys = np.array([1, 3, 3, 2], np.float32)
     assert [top_k_threshold(keys, k) for k in (1, 2, 3, 4)] == [3, 3, 2, 1]
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.5, 3.0, 30.0])
+def test_long_rows_have_the_threshold_of_a_full_sort(spread: float) -> None:
+    values = row(21, 50_000, spread)
+    weights = np.exp(values)
+    descending = np.sort(values)[::-1]
+    sums = np.cumsum(np.exp(descending), dtype=np.float64)
+    for share in (0.05, 0.5, 0.9, 0.999, 0.999999):
+        expected = descending[np.searchsorted(sums, share * sums[-1])]
+        assert mass_threshold(values, weights, share) == expected
