@@ -26,6 +26,7 @@ ROUNDS: Final = 10
 MULTIPLIERS: Final = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 LANES: Final = 4
+CHUNK: Final = 16_384  # tokens at a time, a multiple of LANES: the arrays of a round stay in the L2 cache
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: int) -> tuple[Words, Words, Words, Words]:
@@ -46,9 +47,13 @@ def philox(counter: tuple[Words, Words, Words, Words], key: int) -> tuple[Words,
 
 def gumbel(seed: int, position: int, vocabulary: int) -> NDArray[np.float64]:
     """Return standard Gumbel noise for every token id below `vocabulary`, shape (vocabulary,)."""
-    blocks = np.arange(-(-vocabulary // LANES), dtype=np.uint64)
-    words = np.stack(philox(_counter(blocks, position), seed), axis=-1).reshape(-1)
-    return _noise(words[:vocabulary])
+    noise = np.empty(vocabulary, np.float64)
+    for start in range(0, vocabulary, CHUNK):
+        end = min(start + CHUNK, vocabulary)
+        blocks = np.arange(start // LANES, -(-end // LANES), dtype=np.uint64)
+        words = np.stack(philox(_counter(blocks, position), seed), axis=-1).reshape(-1)
+        noise[start:end] = _noise(words[: end - start])
+    return noise
 
 
 def gumbel_of(seed: int, position: int, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -60,7 +65,7 @@ def gumbel_of(seed: int, position: int, tokens: NDArray[np.int64]) -> NDArray[np
 
 def _counter(blocks: Words, position: int) -> tuple[Words, Words, Words, Words]:
     low, high = position & 0xFFFFFFFF, position >> 32
-    return blocks, np.zeros_like(blocks), np.full_like(blocks, low), np.full_like(blocks, high)
+    return blocks, np.array(0, np.uint64), np.array(low, np.uint64), np.array(high, np.uint64)
 
 
 def _noise(words: Words) -> NDArray[np.float64]:
