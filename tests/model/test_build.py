@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,12 @@ def test_facts_tell_what_was_loaded() -> None:
     assert facts.dtype == "float32"
     assert set(facts.seconds) == {"probe_structure", "load", "probe_weights"}
     assert len(phases) >= 4
+
+
+def test_the_room_switches_the_hub_off_before_its_client_is_imported() -> None:
+    code = "import container.model.build, huggingface_hub.constants as c; assert c.HF_HUB_OFFLINE"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
 def test_capacity_follows_the_settings() -> None:
