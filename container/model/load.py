@@ -7,14 +7,9 @@ Invariant: weights go from the source into the model in memory only; every param
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
-
-# Nothing here may reach for a network, whatever the caller's environment says. Set before transformers loads.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM

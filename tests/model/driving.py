@@ -64,7 +64,7 @@ class Driver:
         return sequence
 
     def preempt(self, sequence: Driven, slot: int) -> None:
-        """Release the sequence's slot; it goes on in `slot` from its saved blocks, one token at least left."""
+        """Release the slot; the sequence goes on in `slot` from its saved blocks, one token at least left."""
         self._plan.releases.append(sequence.slot)
         sequence.slot = slot
         sequence.computed = 0
@@ -116,7 +116,7 @@ class Driver:
 
 
 def greedy(runner: Runner, prompts: Sequence[Sequence[int]], new_tokens: int, chunk: int) -> list[list[int]]:
-    """Return the continuations of `prompts`, all running at once, prompts computed `chunk` tokens at a time."""
+    """Return the continuations of `prompts`, all running at once, prompts in chunks of `chunk` tokens."""
     driver = Driver(runner)
     sequences = [driver.start(slot, prompt) for slot, prompt in enumerate(prompts)]
     lengths = [len(prompt) for prompt in prompts]
