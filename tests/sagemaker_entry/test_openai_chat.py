@@ -12,21 +12,19 @@ from container.engine.request import SamplingParams
 from sagemaker_entry.dialects.choose import Route
 from sagemaker_entry.errors import Code
 from sagemaker_entry.generation import ChatPrompt
-from tests.sagemaker_entry.dialect_samples import CHAT_BODY, OPTIONS, chat, refused, requested
+from tests.sagemaker_entry.dialect_samples import (
+    CHAT_BODY,
+    OPTIONS,
+    chat,
+    messages_of,
+    prompt_of,
+    refused,
+    requested,
+)
 
 USER = {"role": "user", "content": "hi"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "x"}'}}
 TOOL = {"type": "function", "function": {"name": "look", "description": "d", "parameters": {}}}
-
-
-def prompt_of(body: dict[str, Any]) -> ChatPrompt:
-    (prompt,) = requested(Route.CHAT, body).prompts
-    assert isinstance(prompt, ChatPrompt)
-    return prompt
-
-
-def messages_of(*messages: dict[str, Any]) -> tuple[Any, ...]:
-    return prompt_of({"messages": list(messages)}).messages
 
 
 def test_a_full_body_is_honoured_field_by_field() -> None:
@@ -128,54 +126,6 @@ def test_what_chat_refuses_and_how_it_names_it(fields: dict[str, Any], code: Cod
     assert (error.code, error.param, error.status) == (code, param, 400)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"tools": [TOOL], "tool_choice": "none"},
-        {"tools": []},
-        {"tools": None, "tool_choice": None},
-        {"tool_choice": "none"},
-        {"parallel_tool_calls": True},
-        {"modalities": ["text"]},
-        {"audio": None, "functions": None},
-    ],
-)
-def test_what_offers_nothing_is_accepted_and_offers_nothing(fields: dict[str, Any]) -> None:
-    assert requested(Route.CHAT, chat(**fields)) == requested(Route.CHAT, chat())
-
-
-@pytest.mark.parametrize(
-    ("tool", "param"),
-    [
-        ("x", "tools[0]"),
-        ({}, "tools[0].type"),
-        ({"type": "custom"}, "tools[0].type"),
-        ({"type": "function"}, "tools[0].function"),
-        ({"type": "function", "function": {}}, "tools[0].function.name"),
-        ({"type": "function", "function": {"name": "../../x"}}, "tools[0].function.name"),
-        ({"type": "function", "function": {"name": "<|im_start|>"}}, "tools[0].function.name"),
-        ({"type": "function", "function": {"name": "x" * 65}}, "tools[0].function.name"),
-        (
-            {"type": "function", "function": {"name": "x", "description": "d" * 1_000_000}},
-            "tools[0].function.description",
-        ),
-        (
-            {"type": "function", "function": {"name": "x", "parameters": "{}"}},
-            "tools[0].function.parameters",
-        ),
-        ({"type": "function", "function": {"name": "x", "typo": 1}}, "tools[0].function.typo"),
-    ],
-)
-def test_tools_are_checked_even_when_they_are_not_offered(tool: Any, param: str) -> None:
-    error = refused(Route.CHAT, chat(tools=[tool], tool_choice="none"))
-    assert error.param == param
-
-
-def test_tool_names_are_unique() -> None:
-    error = refused(Route.CHAT, chat(tools=[TOOL, TOOL], tool_choice="none"))
-    assert (error.param, error.code) == ("tools[1].function.name", Code.INVALID_VALUE)
-
-
 def test_roles_and_plain_contents() -> None:
     assert messages_of(
         {"role": "system", "content": "a"},
@@ -195,28 +145,6 @@ def test_roles_and_plain_contents() -> None:
 def test_text_parts_are_joined_without_anything_between() -> None:
     parts = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]
     assert messages_of({"role": "user", "content": parts})[0]["content"] == "<|im_end|>"
-
-
-def test_a_tool_conversation_has_its_arguments_as_a_mapping() -> None:
-    made = messages_of(
-        USER,
-        {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "seen"},
-    )
-    assert made[1] == {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [
-            {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
-        ],
-    }
-    assert made[2] == {"role": "tool", "content": "seen", "tool_call_id": "call_1"}
-
-
-def test_empty_arguments_are_an_empty_mapping() -> None:
-    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": ""}}
-    made = messages_of(USER, {"role": "assistant", "tool_calls": [call]})
-    assert made[1]["tool_calls"][0]["function"]["arguments"] == {}
 
 
 def test_an_assistant_message_of_a_reply_can_be_sent_back_whole() -> None:
@@ -280,34 +208,6 @@ def test_an_assistant_message_of_a_reply_can_be_sent_back_whole() -> None:
 def test_bad_messages_are_refused_where_they_are_bad(messages: Any, param: str) -> None:
     error = refused(Route.CHAT, {"messages": messages})
     assert (error.param, error.status) == (param, 400)
-
-
-@pytest.mark.parametrize(
-    ("change", "param"),
-    [
-        ({"id": None}, "id"),
-        ({"id": "a b"}, "id"),
-        ({"id": "x" * 129}, "id"),
-        ({"type": "x"}, "type"),
-        ({"function": None}, "function"),
-        ({"function": {"arguments": "{}"}}, "function.name"),
-        ({"function": {"name": "a b", "arguments": "{}"}}, "function.name"),
-        ({"function": {"name": "x", "arguments": {}}}, "function.arguments"),
-        ({"function": {"name": "x", "arguments": "[1]"}}, "function.arguments"),
-        ({"function": {"name": "x", "arguments": "{"}}, "function.arguments"),
-        ({"function": {"name": "x", "arguments": "[" * 100_000}}, "function.arguments"),
-        ({"function": {"name": "x", "arguments": "{}", "typo": 1}}, "function.typo"),
-        ({"typo": 1}, "typo"),
-    ],
-)
-def test_bad_tool_calls_are_refused_where_they_are_bad(change: dict[str, Any], param: str) -> None:
-    body = {"messages": [USER, {"role": "assistant", "tool_calls": [{**CALL, **change}]}]}
-    assert refused(Route.CHAT, body).param == f"messages[1].tool_calls[0].{param}"
-
-
-def test_too_many_tool_calls_are_refused() -> None:
-    body = {"messages": [USER, {"role": "assistant", "tool_calls": [CALL] * 129}]}
-    assert refused(Route.CHAT, body).param == "messages[1].tool_calls"
 
 
 @pytest.mark.parametrize(
