@@ -16,6 +16,7 @@ from sagemaker_entry.dialects.parse import parse
 from sagemaker_entry.dialects.presenter import Parsed, ParseOptions, Presenter
 from sagemaker_entry.errors import ApiError
 from sagemaker_entry.generation import (
+    ChatPrompt,
     Choice,
     ChoiceEnd,
     EndReason,
@@ -131,6 +132,24 @@ def tgi(**parameters: Any) -> dict[str, Any]:
 
 def piece(token: int, text: str, logprob: float | None = -0.5, **more: Any) -> TokenPiece:
     return TokenPiece(id=token, text=text, logprob=logprob, **more)
+
+
+def prompt_of(body: dict[str, Any]) -> ChatPrompt:
+    (prompt,) = requested(Route.CHAT, body).prompts
+    assert isinstance(prompt, ChatPrompt)
+    return prompt
+
+
+def messages_of(*messages: dict[str, Any]) -> tuple[Any, ...]:
+    return prompt_of({"messages": list(messages)}).messages
+
+
+def chat_presenter(**fields: Any) -> Presenter:
+    return parsed(Route.CHAT, chat(**fields)).presenter
+
+
+def completion_presenter(**fields: Any) -> Presenter:
+    return parsed(Route.COMPLETIONS, completion(**fields)).presenter
 
 
 def events(
