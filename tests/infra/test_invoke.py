@@ -280,9 +280,6 @@ def test_a_client_that_leaves_is_noticed_by_the_container_within_a_second(bench:
 
 
 def raw_request(body: bytes = b"{}", *extra: str, path: str = f"/endpoints/{ENDPOINT}/invocations") -> bytes:
-    signature = (
-        "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/sagemaker/aws4_request, SignedHeaders=host, "
-    )
     lines = (
         f"POST {path} HTTP/1.1",
         "Host: x",
