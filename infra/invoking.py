@@ -55,7 +55,7 @@ def call(
         raise CommandError(
             ExitCode.ENVIRONMENT_MISSING, "no_region", "no region is set", "pass --region"
         ) from error
-    except (refusals.HTTPClientError, refusals.ResponseStreamingError) as error:
+    except (refusals.ConnectionError, refusals.HTTPClientError, refusals.ResponseStreamingError) as error:
         raise CommandError(
             ExitCode.ENVIRONMENT_MISSING,
             "unreachable",

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import boto3
 import pytest
 
 from infra import doctor, serving
+from infra.cli import app, main
+from infra.emulator import Emulator
 from infra.report import CommandError, ExitCode
 from tests.infra.scripted import ScriptedContainer, cut, reply, stream
 
@@ -30,22 +33,43 @@ def events(*texts: str) -> list[bytes]:
     return [f"data: {chunk}\n\n".encode() for chunk in chunks] + [b"data: [DONE]\n\n"]
 
 
-def strongroom(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    clean.update(AWS_EC2_METADATA_DISABLED="true", AWS_CONFIG_FILE=os.devnull, NO_COLOR="1")
-    clean.update(AWS_SHARED_CREDENTIALS_FILE=os.devnull, **environment)
-    done = subprocess.run(
-        [sys.executable, "-m", "infra", *arguments],
-        cwd=ROOT,
-        env=clean,
-        input=stdin,
-        capture_output=True,
-        timeout=60,
-    )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+@dataclass
+class Done:
+    """How a command ended and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def strongroom(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command line in this process, on a machine without AWS settings."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+    def run(*arguments: str, **environment: str) -> Done:
+        with monkeypatch.context() as here:
+            for name, value in environment.items():
+                here.setenv(name, value)
+            here.setattr(sys, "argv", ["strongroom", *arguments])
+            try:
+                main()
+            except SystemExit as ended:
+                code = ended.code
+        captured = capfd.readouterr()
+        return Done(int(code or 0), captured.out, captured.err)
+
+    return run
+
+
+def document(done: Done) -> dict[str, Any]:
     """Return the one JSON object on stdout."""
     assert done.stdout.count("\n") == 1, done.stdout + done.stderr
     loaded: dict[str, Any] = json.loads(done.stdout)
@@ -70,6 +94,12 @@ def emulating(container: ScriptedContainer, *options: str) -> Iterator[subproces
             process.terminate()
 
 
+@contextmanager
+def emulator(container: ScriptedContainer) -> Iterator[str]:
+    with Emulator(container.address, "strongroom", strict=True) as running:
+        yield running.url
+
+
 def first_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline()
@@ -82,7 +112,7 @@ def test_the_command_line_imports_in_half_a_second_and_without_any_sdk() -> None
     code += " if n in sys.modules], any(n.startswith(('container', 'sagemaker_entry')) for n in sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert shown.stdout.strip() == "[] False", shown.stderr
-    # Processor time of a process that imports, less that of one that does not: a busy machine changes neither.
+    # Processor time, less that of a process that imports nothing: a busy machine changes neither.
     spent_s = cpu_s("import infra.cli") - cpu_s("pass")
     assert spent_s < 0.5
 
@@ -110,7 +140,7 @@ def test_the_emulator_needs_nothing_but_the_standard_library() -> None:
     assert shown.stdout.strip() == "set()", shown.stderr
 
 
-def test_the_version_is_the_projects() -> None:
+def test_the_version_is_the_projects(strongroom: Run) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     done = strongroom("version")
     assert (done.returncode, done.stdout.strip()) == (0, project["version"])
@@ -132,7 +162,7 @@ def test_the_version_is_the_projects() -> None:
         ("nonsense",),
     ],
 )
-def test_wrong_usage_exits_with_2_and_says_so(arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_with_2_and_says_so(strongroom: Run, arguments: tuple[str, ...]) -> None:
     plain = strongroom(*arguments)
     assert (plain.returncode, plain.stdout) == (2, "")
     assert plain.stderr
@@ -144,8 +174,6 @@ def test_wrong_usage_exits_with_2_and_says_so(arguments: tuple[str, ...]) -> Non
 
 
 def test_every_verb_has_the_json_option() -> None:
-    from infra.cli import app
-
     verbs = [command.callback for command in app.registered_commands]
     assert len(verbs) == 6
     for verb in verbs:
@@ -186,7 +214,7 @@ def test_emulate_as_json_prints_one_object_and_ctrl_c_exits_with_130() -> None:
         assert process.stdout.read() == ""
 
 
-def test_a_taken_port_exits_with_3() -> None:
+def test_a_taken_port_exits_with_3(strongroom: Run) -> None:
     with ScriptedContainer(reply(CHAT)) as container:
         port = container.address.rpartition(":")[2]
         done = strongroom("emulate", "--upstream", container.address, "--port", port, "--json")
@@ -194,11 +222,10 @@ def test_a_taken_port_exits_with_3() -> None:
     assert document(done)["error"]["kind"] == "port_taken"
 
 
-def test_invoke_prints_the_answer_whole_and_streamed() -> None:
-    with ScriptedContainer(reply(CHAT)) as container, emulating(container, "--json", "--strict") as process:
-        url = json.loads(first_line(process))["result"]["url"]
+def test_invoke_prints_the_answer_whole_and_streamed(strongroom: Run, tmp_path: Path) -> None:
+    with ScriptedContainer(reply(CHAT)) as container, emulator(container) as url:
         plain = strongroom("invoke", "--endpoint-url", url, "--prompt", "capital?", "--max-tokens", "9")
-        assert (plain.returncode, plain.stdout) == (0, "Paris\n")
+        assert (plain.returncode, plain.stdout) == (0, "Paris\n"), plain.stderr
         asked = json.loads(container.requests[0].body)
         assert asked["messages"] == [{"role": "user", "content": "capital?"}]
         assert (asked["max_tokens"], asked["stream"]) == (9, False)
@@ -211,18 +238,17 @@ def test_invoke_prints_the_answer_whole_and_streamed() -> None:
         container.script = stream(events("Pa", "ris", " ☂"), gap_s=0.02)
         plain = strongroom("invoke", "--endpoint-url", url, "--prompt", "x", "--stream")
         assert plain.stdout == "Paris ☂\n"
-        told = strongroom(
-            "invoke", "--endpoint-url", url, "--body-file", "-", "--stream", "--json", stdin=b"{}"
-        )
+        body = tmp_path / "body.json"
+        body.write_bytes(b"{}")
+        told = strongroom("invoke", "--endpoint-url", url, "--body-file", str(body), "--stream", "--json")
         result = document(told)["result"]
         assert (result["text"], result["parts"]) == ("Paris ☂", 4)
         assert result["first_part_s"] < result["last_part_s"]
         assert container.requests[-1].body == b"{}"
 
 
-def test_invoke_exits_with_4_when_refused_and_3_when_nobody_answers() -> None:
-    with ScriptedContainer(reply(b"busy", 503)) as container, emulating(container, "--json") as process:
-        url = json.loads(first_line(process))["result"]["url"]
+def test_invoke_exits_with_4_when_refused_and_3_when_nobody_answers(strongroom: Run) -> None:
+    with ScriptedContainer(reply(b"busy", 503)) as container, emulator(container) as url:
         done = strongroom("invoke", "--endpoint-url", url, "--prompt", "x", "--json")
         assert done.returncode == 4
         error = document(done)["error"]
@@ -234,14 +260,14 @@ def test_invoke_exits_with_4_when_refused_and_3_when_nobody_answers() -> None:
     assert (gone.returncode, document(gone)["error"]["kind"]) == (3, "unreachable")
 
 
-def test_invoke_without_region_or_keys_exits_with_3() -> None:
+def test_invoke_without_region_or_keys_exits_with_3(strongroom: Run) -> None:
     done = strongroom("invoke", "--prompt", "x", "--json")
     assert (done.returncode, document(done)["error"]["kind"]) == (3, "no_region")
     done = strongroom("invoke", "--prompt", "x", "--region", "us-east-1", "--json")
     assert (done.returncode, document(done)["error"]["kind"]) == (3, "no_credentials")
 
 
-def test_token_uses_the_callers_own_keys_or_the_local_ones() -> None:
+def test_token_uses_the_callers_own_keys_or_the_local_ones(strongroom: Run) -> None:
     local = document(strongroom("token", "--local", "--expires", "60", "--json"))["result"]
     assert (local["expires_s"], local["region"]) == (60, "us-east-1")
     own = strongroom(
@@ -296,7 +322,7 @@ def test_serve_becomes_the_server_with_the_same_process_id(tmp_path: Path) -> No
     assert shown["result"] == {"pid": pid, "host": "127.0.0.1", "port": "8123"}
 
 
-def test_doctor_reports_each_check_and_fails_when_one_fails(tmp_path: Path) -> None:
+def test_doctor_reports_each_check_and_fails_when_one_fails(strongroom: Run, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"x" * 10)
     with ScriptedContainer(reply()) as container:
         port = container.address.rpartition(":")[2]

@@ -310,6 +310,7 @@ def test_a_request_without_signature_is_refused(bench: Start) -> None:
     garbled = lines.replace("Host: x", "Host: x\r\nAuthorization: Basic abc")
     assert answer_to(here, garbled.encode())[0] == 403
     assert here.container.requests == []
+    wait_until(lambda: len(here.emulator.journal()) == 2)
     assert [entry["outcome"] for entry in here.emulator.journal()] == [
         "MissingAuthenticationTokenException",
         "IncompleteSignatureException",

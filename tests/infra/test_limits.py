@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from infra.emulator import Emulator, Limits
 from tests.infra.conftest import ENDPOINT, Bench
 from tests.infra.scripted import reply, wait_until
 from tests.infra.test_invoke import AUTHORIZATION, raw_request
@@ -122,8 +123,6 @@ def test_a_chunked_body_that_is_malformed_is_refused(bench: Start, body: bytes) 
 
 
 def test_a_body_that_does_not_arrive_is_a_408(bench: Start) -> None:
-    from infra.emulator import Limits
-
     here = bench(reply(b"{}"), limits=Limits(response_s=0.2))
     with socket.create_connection(("127.0.0.1", here.emulator.port), timeout=10) as raw:
         raw.sendall(raw_request(b"ab", "Content-Length: 3"))
@@ -141,8 +140,6 @@ def test_a_client_that_leaves_while_sending_reaches_no_container(bench: Start) -
 
 
 def test_an_emulator_leaves_no_thread_and_no_port_behind(bench: Start) -> None:
-    from infra.emulator import Emulator
-
     before = threading.active_count()
     emulator = Emulator("127.0.0.1:1", "demo")
     idle = socket.create_connection(("127.0.0.1", emulator.port))
@@ -171,7 +168,5 @@ def test_the_emulator_listens_on_the_loopback_address_only(bench: Start) -> None
     + [("h:1", name) for name in ("", "-a", "a-", "a_b", "x" * 64, "a/b")],
 )
 def test_malformed_upstreams_and_names_are_refused(upstream: str, endpoint: str) -> None:
-    from infra.emulator import Emulator
-
-    with pytest.raises(ValueError, match="must be HOST:PORT|a name has"):
+    with pytest.raises(ValueError, match=r"must be HOST:PORT|a name has"):
         Emulator(upstream, endpoint)
