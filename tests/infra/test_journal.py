@@ -11,9 +11,9 @@ import pytest
 from botocore.exceptions import ClientError, EventStreamError
 
 from infra.emulator.journal import ENTRIES, Entry, Journal
+from tests.infra.calls import answer_to, raw_request
 from tests.infra.conftest import ENDPOINT, Bench
 from tests.infra.scripted import cut, reply, stream, wait_until
-from tests.infra.test_invoke import answer_to, raw_request
 
 Start = Callable[..., Bench]
 CANARY = "canary-7c1f"

@@ -13,9 +13,9 @@ import pytest
 from botocore.exceptions import ClientError
 
 from infra.emulator import Emulator, Limits
+from tests.infra.calls import AUTHORIZATION, raw_request
 from tests.infra.conftest import ENDPOINT, Bench
 from tests.infra.scripted import reply, wait_until
-from tests.infra.test_invoke import AUTHORIZATION, raw_request
 
 Start = Callable[..., Bench]
 LIMIT_BYTES = 6_291_456

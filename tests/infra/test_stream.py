@@ -16,9 +16,9 @@ from botocore.eventstream import EventStreamBuffer
 from botocore.exceptions import ClientError, EventStreamError
 
 from infra.emulator import Limits
+from tests.infra.calls import AUTHORIZATION, raw_request
 from tests.infra.conftest import ENDPOINT, Bench
 from tests.infra.scripted import Received, chunk, cut, head, reply, reset, stall, stream, wait_until
-from tests.infra.test_invoke import AUTHORIZATION, raw_request
 
 Start = Callable[..., Bench]
 STREAM_PATH = f"/endpoints/{ENDPOINT}/invocations-response-stream"
