@@ -75,7 +75,7 @@ class ScriptedContainer:
                     self.script(request, connection)
             except (BrokenPipeError, ConnectionResetError):
                 return  # the other side gave up, as some tests ask it to
-            except Exception as failure:  # noqa: BLE001: the test's own thread raises it again
+            except Exception as failure:  # noqa: BLE001 (`__exit__` fails the test with it)
                 self.failures.append(failure)
 
 

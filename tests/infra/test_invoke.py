@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import json
 import socket
 import threading
 import time
@@ -14,10 +12,10 @@ import pytest
 from botocore.exceptions import ClientError
 
 from infra.emulator import Limits
-from tests.infra.conftest import ENDPOINT, Bench, closing_client
+from tests.infra.calls import invoke, raw_request, refused
+from tests.infra.conftest import Bench
 from tests.infra.scripted import (
     Received,
-    ScriptedContainer,
     chunk,
     cut,
     head,
@@ -30,19 +28,6 @@ from tests.infra.scripted import (
 )
 
 Start = Callable[..., Bench]
-SCOPE = "20260101/us-east-1/sagemaker/aws4_request"
-AUTHORIZATION = f"AWS4-HMAC-SHA256 Credential=k/{SCOPE}, SignedHeaders=host, Signature={'0' * 64}"
-
-
-def invoke(bench: Bench, body: bytes = b"{}", **extra: Any) -> Any:
-    return bench.client.invoke_endpoint(EndpointName=ENDPOINT, Body=body, **extra)
-
-
-def refused(bench: Bench, body: bytes = b"{}", **extra: Any) -> dict[str, Any]:
-    with pytest.raises(ClientError) as caught:
-        invoke(bench, body, **extra)
-    response: dict[str, Any] = caught.value.response
-    return response
 
 
 def test_an_answer_comes_back_with_body_type_and_variant(bench: Start) -> None:
@@ -279,176 +264,27 @@ def test_a_client_that_leaves_is_noticed_by_the_container_within_a_second(bench:
     assert here.emulator.journal()[0]["outcome"] == "client_gone"
 
 
-def raw_request(body: bytes = b"{}", *extra: str, path: str = f"/endpoints/{ENDPOINT}/invocations") -> bytes:
-    signature = (
-        "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/sagemaker/aws4_request, SignedHeaders=host, "
-    )
-    lines = (
-        f"POST {path} HTTP/1.1",
-        "Host: x",
-        f"Authorization: {AUTHORIZATION}",
-        *(extra or (f"Content-Length: {len(body)}",)),
-        "",
-        "",
-    )
-    return "\r\n".join(lines).encode("latin-1") + body
+def test_a_broken_pipe_while_sending_leaves_the_answer_to_be_read(
+    bench: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: socket.socket, data: object) -> int:
+        raise BrokenPipeError
 
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        here = bench(reply())
+        here.emulator.add("small", f"127.0.0.1:{listener.getsockname()[1]}")
 
-def answer_to(bench: Bench, request: bytes) -> tuple[int, dict[str, Any]]:
-    """Send raw bytes, return status and JSON document."""
-    with socket.create_connection(("127.0.0.1", bench.emulator.port), timeout=10) as raw:
-        raw.sendall(request)
-        data = b""
-        while b"}" not in data and (more := raw.recv(65536)):
-            data += more
-    top, _, body = data.partition(b"\r\n\r\n")
-    return int(top.split(b" ")[1]), json.loads(body)
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                time.sleep(0.1)
+                connection.sendall(head(413, "Content-Length: 3") + b"big")
 
-
-def test_a_request_without_signature_is_refused(bench: Start) -> None:
-    here = bench(reply())
-    lines = f"POST /endpoints/{ENDPOINT}/invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
-    status, document = answer_to(here, lines.encode())
-    assert (status, document["Message"]) == (403, "Missing Authentication Token")
-    garbled = lines.replace("Host: x", "Host: x\r\nAuthorization: Basic abc")
-    assert answer_to(here, garbled.encode())[0] == 403
-    assert here.container.requests == []
-    assert [entry["outcome"] for entry in here.emulator.journal()] == [
-        "MissingAuthenticationTokenException",
-        "IncompleteSignatureException",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("request_line", "status"),
-    [
-        ("POST /endpoints/demo/other HTTP/1.1", 404),
-        ("GET /endpoints/demo/invocations HTTP/1.1", 405),
-        ("PUT /endpoints/demo/invocations HTTP/1.1", 501),
-        ("POST /endpoints/demo/invocations HTTP/1.0", 505),
-        ("GET /_local/secrets HTTP/1.1", 404),
-        ("NONSENSE", 400),
-        (f"POST /endpoints/{'x' * 70} HTTP/1.1", 404),
-    ],
-)
-def test_other_requests_are_refused_without_an_echo(bench: Start, request_line: str, status: int) -> None:
-    got, document = answer_to(bench(reply()), f"{request_line}\r\nHost: x\r\n\r\n".encode())
-    assert got == status
-    assert "demo" not in json.dumps(document)
-    assert "NONSENSE" not in json.dumps(document)
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        ("Content-Length: 2", "Content-Length: 3"),
-        ("Content-Length: -1",),
-        ("Content-Length: 2", "Transfer-Encoding: chunked"),
-        ("Transfer-Encoding: gzip",),
-    ],
-)
-def test_a_body_of_unclear_length_is_refused(bench: Start, extra: tuple[str, ...]) -> None:
-    here = bench(reply())
-    assert answer_to(here, raw_request(b"{}", *extra))[0] == 400
-    assert here.container.requests == []
-
-
-def test_a_folded_header_reaches_no_container(bench: Start) -> None:
-    here = bench(reply())
-    extra = ("Content-Length: 2", "X-Amzn-SageMaker-Custom-Attributes: a\r\n X-Injected: b")
-    status, _ = answer_to(here, raw_request(b"{}", *extra))
-    assert status == 400
-    assert here.container.requests == []
-
-
-def test_expect_100_continue_is_answered_only_for_a_good_request(bench: Start) -> None:
-    here = bench(reply(b"{}"))
-    with socket.create_connection(("127.0.0.1", here.emulator.port), timeout=10) as raw:
-        raw.sendall(raw_request(b"", "Content-Length: 2", "Expect: 100-continue"))
-        assert raw.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        raw.sendall(b"{}")
-        assert raw.recv(1000).startswith(b"HTTP/1.1 200 ")
-    with socket.create_connection(("127.0.0.1", here.emulator.port), timeout=10) as raw:
-        raw.sendall(raw_request(b"", "Content-Length: 99999999", "Expect: 100-continue"))
-        assert raw.recv(1000).startswith(b"HTTP/1.1 413 ")
-
-
-def test_two_endpoints_and_two_components_answer_64_clients_without_crosstalk(bench: Start) -> None:
-    def named(name: bytes) -> Any:
-        def script(request: Received, connection: socket.socket) -> None:
-            time.sleep(0.02)
-            component = request.headers.get("x-amzn-sagemaker-inference-component", "-").encode()
-            body = b"|".join((name, component, request.body))
-            connection.sendall(head(200, f"Content-Length: {len(body)}") + body)
-
-        return script
-
-    here = bench(named(b"first"))
-    with (
-        ScriptedContainer(named(b"second")) as second,
-        ScriptedContainer(named(b"left")) as left,
-        ScriptedContainer(named(b"right")) as right,
-    ):
-        parts = {"left": left.address, "right": right.address}
-        here.emulator.add("second", second.address)
-        here.emulator.add("pair", here.container.address, parts)
-        targets = [(ENDPOINT, None, b"first"), ("second", None, b"second")]
-        targets += [("pair", "left", b"left"), ("pair", "right", b"right")]
-
-        def call(number: int) -> tuple[bytes, bytes]:
-            endpoint, component, name = targets[number % 4]
-            extra = {"InferenceComponentName": component} if component else {}
-            body = b"%d:" % number * (number % 7 + 1)
-            with here.client.invoke_endpoint(EndpointName=endpoint, Body=body, **extra)["Body"] as answer:
-                got = answer.read()
-            return got, b"|".join((name, (component or "-").encode(), body))
-
-        with concurrent.futures.ThreadPoolExecutor(64) as pool:
-            results = list(pool.map(call, range(256)))
-    assert [got for got, _ in results] == [wanted for _, wanted in results]
-
-
-def test_a_component_must_be_named_and_known(bench: Start) -> None:
-    here = bench(reply(), components={"left": "127.0.0.1:1"})
-    assert "required" in refused(here)["Error"]["Message"]
-    assert "not found" in refused(here, InferenceComponentName="right")["Error"]["Message"]
-
-
-def test_beyond_the_bound_a_connection_gets_503(bench: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.emulator.server.CONNECTIONS", 2)
-    here = bench(reply())
-    with (
-        socket.create_connection(("127.0.0.1", here.emulator.port)),
-        socket.create_connection(("127.0.0.1", here.emulator.port)),
-    ):
-        assert refused(here)["Error"]["Code"] == "ServiceUnavailable"
-    wait_until(lambda: answer_to(here, raw_request(b"{}"))[0] == 200)
-
-
-def test_strict_accepts_the_local_keys_and_no_others(bench: Start) -> None:
-    here = bench(reply(b"{}"), strict=True)
-    assert invoke(here, b"x" * 1000, CustomAttributes="a   b  c")["Body"].read() == b"{}"
-    with closing_client(here.emulator, aws_secret_access_key="other") as wrong:
-        error = refused(Bench(here.container, here.emulator, wrong))
-        assert error["Error"]["Code"] == "InvalidSignatureException"
-    with closing_client(here.emulator, aws_access_key_id="other") as wrong:
-        error = refused(Bench(here.container, here.emulator, wrong))
-        assert error["Error"]["Code"] == "UnrecognizedClientException"
-    assert answer_to(here, raw_request())[0] == 403
-    assert len(here.container.requests) == 1
-
-
-def test_without_strict_any_keys_will_do(bench: Start) -> None:
-    here = bench(reply(b"{}"))
-    with closing_client(here.emulator, aws_secret_access_key="other", aws_access_key_id="any") as client:
-        assert client.invoke_endpoint(EndpointName=ENDPOINT, Body=b"{}")["Body"].read() == b"{}"
-
-
-def test_strict_refuses_a_changed_body_and_an_old_signature(bench: Start) -> None:
-    here = bench(reply(b"{}"), strict=True)
-    here.client.meta.events.register(
-        "before-send.sagemaker-runtime", lambda request, **_: setattr(request, "body", b'{"a": 2}')
-    )
-    assert refused(here, b'{"a": 1}')["Error"]["Code"] == "InvalidSignatureException"
-    late = bench(reply(b"{}"), strict=True, wall_clock=lambda: time.time() + 301)
-    assert refused(late)["Error"]["Code"] == "InvalidSignatureException"
+        thread = threading.Thread(target=answer)
+        thread.start()
+        monkeypatch.setattr(socket.socket, "send", broken)  # only the emulator uses it; others call sendall
+        with pytest.raises(ClientError) as caught:
+            here.client.invoke_endpoint(EndpointName="small", Body=b"{}")
+        thread.join()
+    assert caught.value.response["OriginalStatusCode"] == 413

@@ -16,9 +16,9 @@ from botocore.eventstream import EventStreamBuffer
 from botocore.exceptions import ClientError, EventStreamError
 
 from infra.emulator import Limits
+from tests.infra.calls import AUTHORIZATION, raw_request
 from tests.infra.conftest import ENDPOINT, Bench
-from tests.infra.scripted import Received, cut, head, reply, reset, stall, stream, wait_until
-from tests.infra.test_invoke import AUTHORIZATION, raw_request
+from tests.infra.scripted import Received, chunk, cut, head, reply, reset, stall, stream, wait_until
 
 Start = Callable[..., Bench]
 STREAM_PATH = f"/endpoints/{ENDPOINT}/invocations-response-stream"
@@ -246,3 +246,39 @@ def test_strict_verifies_the_stream_call_too(bench: Start) -> None:
     )
     with pytest.raises(ClientError, match="InvalidSignatureException"):
         list(parts_of(here, b"{}"))
+
+
+def test_a_client_that_does_not_read_is_given_up_and_the_container_told(
+    bench: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.emulator.caller.IDLE_S", 0.3)
+    broken: list[bool] = []
+
+    def endless(request: Received, connection: socket.socket) -> None:
+        try:
+            while True:
+                connection.sendall(chunk(b"x" * 65536))
+        except OSError:
+            broken.append(True)
+
+    here = bench(stream([b"x"], ending=endless))
+    with socket.create_connection(("127.0.0.1", here.emulator.port)) as raw:
+        raw.sendall(raw_request(path=STREAM_PATH))
+        wait_until(lambda: bool(broken) and bool(here.emulator.journal()))
+    assert here.emulator.journal()[0]["outcome"] == "client_gone"
+
+
+def test_a_stalled_container_holds_up_no_other_stream(bench: Start) -> None:
+    def script(request: Received, connection: socket.socket) -> None:
+        stream(EVENTS, ending=stall if request.body == b"stall" else None)(request, connection)
+
+    here = bench(script)
+    answers = [
+        here.client.invoke_endpoint_with_response_stream(EndpointName=ENDPOINT, Body=b"stall")
+        for _ in range(8)
+    ]
+    start_s = time.monotonic()
+    assert b"".join(parts_of(here)) == b"".join(EVENTS)
+    assert time.monotonic() - start_s < 1.0
+    for answer in answers:
+        answer["Body"].close()
