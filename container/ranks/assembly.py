@@ -1,6 +1,6 @@
 """From the configuration to an engine that has made a token.
 
-Owns: the order of assembling source, runner and engine, the warm-up, and why a start fails in one closed word.
+Owns: the order of assembling source, runner and engine, the warm-up, why a start fails in a closed word.
 Must not know: sockets, signals, frames beyond the Welcome. Imports torch only while assembling.
 Invariant: an engine that leaves here has sampled real tokens through its whole path.
 """
@@ -99,9 +99,7 @@ def assemble(config: EngineConfig, report: Report, loader: Loader = load) -> tup
     loaded = loader(config, report)
     try:
         # the runner's slots are the running limit already, fitted to memory
-        engine = Engine(
-            loaded.runner, EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s)
-        )
+        engine = Engine(loaded.runner, EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s))
     except ValueError as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     report(LoadPhase.WARMUP)
