@@ -167,7 +167,7 @@ def serving(
     def run() -> None:
         try:
             host.run()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - handed to the test
             failures.append(error)
 
     thread = threading.Thread(target=run, name="host")
