@@ -1,6 +1,6 @@
 """From the configuration to an engine that has made a token.
 
-Owns: the order of assembling source, runner and engine, the warm-up, and why a start fails in one closed word.
+Owns: the order of assembling source, runner and engine, the warm-up, why a start fails in a closed word.
 Must not know: sockets, signals, frames beyond the Welcome. Imports torch only while assembling.
 Invariant: an engine that leaves here has sampled real tokens through its whole path.
 """

@@ -39,7 +39,7 @@ class FrameDecoder:
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the payloads that `data` completes, in order; raises FrameError, which spends the decoder."""
+        """Return the payloads that `data` completes, in order. FrameError spends the decoder."""
         self._rest += data
         payloads: list[bytes] = []
         start, end = 0, len(self._rest)

@@ -72,7 +72,7 @@ class _Connection:
         return len(self._waiting)
 
     def submit(self, add: Add) -> Submission:
-        """Queue `add` under the next id; raises EngineGone, EngineBusy, and ValueError on an oversize frame."""
+        """Queue `add` under the next id; raises EngineGone, EngineBusy, ValueError (oversize)."""
         with self._lock:
             if self.lost:
                 raise EngineGone("the engine's connection closed")

@@ -15,12 +15,14 @@ import enum
 import fcntl
 import mmap
 import os
+import time
 from dataclasses import dataclass, fields
 from typing import Final
 
 PAGE_BYTES: Final = 4096
 MAGIC: Final = 0x5354524F4E470001  # "STRONG", version 1
-READ_TRIES: Final = 1000  # a write takes microseconds; a reader gives up on consistency, not on the answer
+READ_TRIES: Final = 20  # a write takes microseconds; then the answer matters more than its consistency
+READ_PAUSE_S: Final = 0.0005  # lets a descheduled writer finish
 _MAGIC_WORD, _SEQUENCE_WORD, _FIRST_FIELD = 0, 1, 2
 _WORD_MASK: Final = (1 << 64) - 1
 
@@ -157,7 +159,10 @@ class HeartbeatReader:
             raise ValueError("not a heartbeat page of this version")
 
     def read(self) -> Snapshot:
-        """Return the page as it is now; consistent unless the writer died or stalled in mid-write."""
+        """Return the page as it is now; consistent unless the writer died or stalled in mid-write.
+
+        Takes microseconds, and READ_TRIES * READ_PAUSE_S at most.
+        """
         words = self._words
         end = _FIRST_FIELD + len(_INDEX)
         for _ in range(READ_TRIES):
@@ -165,6 +170,7 @@ class HeartbeatReader:
             snapshot = words[_FIRST_FIELD:end].tolist()
             if before % 2 == 0 and words[_SEQUENCE_WORD] == before:
                 break
+            time.sleep(READ_PAUSE_S)
         return Snapshot(*snapshot)
 
     def close(self) -> None:

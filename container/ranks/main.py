@@ -2,8 +2,8 @@
 
 Owns: the order of hardening, configuration, assembling and serving; signals; the one line said on failure.
 Must not know: how a model is loaded (assembly), how requests run (host).
-Invariant: exit 0 only after a drain; every other exit leaves FAILED and a cause on the page and exactly one line
-on stderr, which names neither content nor tensors.
+Invariant: exit 0 only after a drain; every other exit leaves FAILED and a cause on the page and exactly one
+line on stderr, which names neither content nor tensors.
 
     python -m container.ranks --config-fd N --door-fd N --heartbeat-fd N
 """

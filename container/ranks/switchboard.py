@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from container.engine.request import MAX_CHOICES, EngineRequest, Refused, RequestKey
-from container.ranks.channel import Channel, Fault
+from container.ranks.channel import BACKLOG_BYTES, Channel, Fault
 from container.ranks.door import DoorClosed, answer
 from container.ranks.messages import (
     SCHEMA_VERSION,
@@ -77,10 +77,11 @@ Item = Arrival | Cancellation | Lost | Signal
 class Switchboard:
     """Runs the IO thread from `start` to `close`. `inbox` is safe to fill from a signal handler."""
 
-    def __init__(self, door_fd: int, welcome: Welcome) -> None:
+    def __init__(self, door_fd: int, welcome: Welcome, *, backlog_bytes: int = BACKLOG_BYTES) -> None:
         self.inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._door_fd = door_fd
         self._welcome = frame(welcome)
+        self._backlog_bytes = backlog_bytes
         self._outbox: deque[tuple[int, bytes | int]] = deque()
         self._channels: dict[int, Channel] = {}
         self._interest: dict[int, int] = {}  # connection -> selector events registered
@@ -171,7 +172,7 @@ class Switchboard:
         if len(self._channels) >= MAX_CONNECTIONS:
             connection.close()
             return
-        channel = Channel(connection, self._next_number)
+        channel = Channel(connection, self._next_number, backlog_bytes=self._backlog_bytes)
         self._next_number += 1
         self._channels[channel.number] = channel
         self._settle(channel)
