@@ -23,8 +23,6 @@ from container.text.files import Document, TextFiles
 WORD_BOUNDARY_MARK: Final = "\u2581"  # a space, as sentencepiece writes it
 SECRET_BYTES: Final = 16
 MAX_VOCABULARY: Final = 4_000_000  # ids; a table of this length is built
-# Names that steer; `unk_token` marks what the model has no piece for, which is ordinary text's business.
-_UNKNOWN: Final = "unk_token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,8 @@ class Vocabulary:
 
     pieces: tuple[str | None, ...] = field(repr=False)  # by id, as spelled in tokenizer.json; None: a hole
     controls: tuple[ControlToken, ...] = field(repr=False)
-    control_ids: frozenset[int]  # no text ever becomes one of these
+    # No text ever becomes one of these. Not the id for what has no piece: that is ordinary text's business.
+    control_ids: frozenset[int]
     special_ids: frozenset[int]
     bos_id: int | None
     eos_ids: frozenset[int]
@@ -58,9 +57,11 @@ class Vocabulary:
         document = _prepared(files)
         ids = _ids(document)
         unknown = _unknown_piece(document["model"])
-        steering = {ids[text] for name, text in files.named.items() if name != _UNKNOWN and text in ids}
         controls = _controls(files, document, ids)
-        control_ids = {token.id for token in controls if token.content != unknown or token.id in steering}
+        steering = {files.named.get(name) for name in ("bos_token", "eos_token")}
+        control_ids = {
+            token.id for token in controls if token.content != unknown or token.content in steering
+        }
         eos = {ids[text] for name, text in files.named.items() if name == "eos_token" and text in ids}
         pieces: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
         for text, token in ids.items():
