@@ -2,8 +2,8 @@
 
 Owns: the order of things on a connection, parser errors as replies, the log line of an exchange.
 Must not know: routes, dialects, generation: it calls a WSGI application.
-Invariant: whatever bytes arrive, the answer comes from the error table or the connection is closed; bytes of one
-request never reach the next, because a connection whose body was not read to its end is not used again.
+Invariant: whatever bytes arrive, the answer comes from the error table or the connection is closed; bytes of
+one request never reach the next, because a connection whose body was not read to its end is not used again.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class HttpRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     @max_buffer_headers.setter
     def max_buffer_headers(self, value: int) -> None:
         """The library computes 800 KB here; ours stays."""
+
+    body: Body
 
     def set_body_reader(self) -> None:
         super().set_body_reader()

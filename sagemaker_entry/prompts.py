@@ -15,12 +15,18 @@ import gevent
 
 from container.text.errors import TextCode, TextError
 from sagemaker_entry.errors import ApiError, Code
-from sagemaker_entry.generation import ChatPrompt, GenerationRequest, ModelLimits, Prompt, TextPrompt, TokenPrompt
+from sagemaker_entry.generation import (
+    ChatPrompt,
+    GenerationRequest,
+    ModelLimits,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 
 T = TypeVar("T")
 
 LONG_TEXT_CHARS: Final = 8192  # a few milliseconds of tokenizing; the hub may stand still for 20
-CHARS_PER_MESSAGE: Final = 64  # what a template writes round a message, roughly
 
 _CODES: Final = {
     TextCode.LONE_SURROGATE: Code.LONE_SURROGATE,
@@ -29,13 +35,6 @@ _CODES: Final = {
     TextCode.TEMPLATE_TIMEOUT: Code.TEMPLATE_FAILED,
     TextCode.RESERVED_NAME: Code.TEMPLATE_FAILED,
 }
-
-
-class Rendered(Protocol):
-    """A conversation as the template wrote it."""
-
-    @property
-    def text(self) -> str: ...
 
 
 class Span(Protocol):
@@ -70,10 +69,14 @@ class Tokenizing(Protocol):
         template_kwargs: Mapping[str, Any] | None,
     ) -> Any: ...
 
+    def encode_rendered(self, rendered: Any) -> list[int]: ...
+
     def tokenize_rendered(self, rendered: Any) -> Sequence[Span]: ...
 
 
-def token_ids(model: Tokenizing, prompt: Prompt, request: GenerationRequest, limits: ModelLimits) -> array[int]:
+def token_ids(
+    model: Tokenizing, prompt: Prompt, request: GenerationRequest, limits: ModelLimits
+) -> array[int]:
     """Return the ids of one prompt, truncated as asked; raises ApiError."""
     if isinstance(prompt, TokenPrompt):
         _check_given(model, prompt, limits)
@@ -82,14 +85,15 @@ def token_ids(model: Tokenizing, prompt: Prompt, request: GenerationRequest, lim
         check_size(prompt.text, limits)
         ids = array("i", _encode(len(prompt.text), model.encode_text, prompt.text))
     else:
-        ids = array("i", (span.id for span in chat_spans(model, prompt, limits)[0]))
+        rendered = render(model, prompt, limits)
+        ids = array("i", _encode(len(rendered.text), model.encode_rendered, rendered))
     if request.truncate_tokens is not None:
         ids = ids[-request.truncate_tokens :]
     return ids
 
 
-def chat_spans(model: Tokenizing, prompt: ChatPrompt, limits: ModelLimits) -> tuple[Sequence[Span], str]:
-    """Return the tokens of a conversation and the text its template made of it; raises ApiError."""
+def render(model: Tokenizing, prompt: ChatPrompt, limits: ModelLimits) -> Any:
+    """Return the conversation as the model's template writes it; raises ApiError."""
     rendered = _client_error(
         model.render_chat,
         prompt.messages,
@@ -99,6 +103,12 @@ def chat_spans(model: Tokenizing, prompt: ChatPrompt, limits: ModelLimits) -> tu
         prompt.template_kwargs,
     )
     check_size(rendered.text, limits)
+    return rendered
+
+
+def chat_spans(model: Tokenizing, prompt: ChatPrompt, limits: ModelLimits) -> tuple[Sequence[Span], str]:
+    """Return the tokens of a conversation and the text its template made of it; raises ApiError."""
+    rendered = render(model, prompt, limits)
     return _encode(len(rendered.text), model.tokenize_rendered, rendered), rendered.text
 
 
@@ -125,7 +135,7 @@ def output_tokens(prompt_tokens: int, asked: int | None, limits: ModelLimits) ->
     if asked is None and room > 0:
         return room
     if asked is None or asked > room:
-        extra = {} if asked is None else {"max_tokens": asked}
+        extra: dict[str, Any] = {} if asked is None else {"max_tokens": asked}
         raise ApiError(
             Code.CONTEXT_LENGTH, limit=limits.sequence_tokens, prompt_tokens=prompt_tokens, **extra
         )
@@ -134,11 +144,11 @@ def output_tokens(prompt_tokens: int, asked: int | None, limits: ModelLimits) ->
 
 def _check_given(model: Tokenizing, prompt: TokenPrompt, limits: ModelLimits) -> None:
     if len(prompt.tokens) > limits.sequence_tokens:
-        raise ApiError(
-            Code.CONTEXT_LENGTH, limit=limits.sequence_tokens, prompt_tokens=len(prompt.tokens)
-        )
+        raise ApiError(Code.CONTEXT_LENGTH, limit=limits.sequence_tokens, prompt_tokens=len(prompt.tokens))
     if prompt.tokens and not 0 <= min(prompt.tokens) <= max(prompt.tokens) < limits.vocabulary:
-        raise ApiError(Code.INVALID_VALUE, param="prompt", rule=f"token ids from 0 to {limits.vocabulary - 1}")
+        raise ApiError(
+            Code.INVALID_VALUE, param="prompt", rule=f"token ids from 0 to {limits.vocabulary - 1}"
+        )
     if not model.control_ids.isdisjoint(prompt.tokens):
         raise ApiError(Code.CONTROL_TOKEN, param="prompt")
 

@@ -56,7 +56,7 @@ class SettingsError(Exception):
 
 
 def _setting(default: Any, doc: str, **rules: Any) -> Any:
-    """Return a dataclass field; `rules`: unit, aliases, choices, low, high, pattern, first (alias that wins)."""
+    """Return a field. Rules: unit, aliases, choices, low and high, pattern and rule, first (it wins)."""
     return dataclasses.field(default=default, metadata={"doc": doc, **rules})
 
 
@@ -140,8 +140,8 @@ class Settings:
     )
     stream_error: str = _setting(
         "abort",
-        "How a stream that fails ends after its error event: connection broken off (the platform then reports "
-        "an error) or ended normally.",
+        "How a stream that fails ends after its error event: broken off (the platform then reports an error) "
+        "or ended normally.",
         choices=("abort", "event"),
     )
     unknown_fields: str = _setting("refuse", "Body fields nobody knows.", choices=("refuse", "ignore"))

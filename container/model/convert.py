@@ -1,0 +1,181 @@
+"""A GGUF file becomes a checkpoint directory that every later stage reads.
+
+Owns: the conversion (weights, configuration, tokenizer, chat template, end-of-sequence ids), done once.
+Must not know: what serves the result, sealing, any particular model.
+Invariant: `out_dir` is either absent or complete and on disk; a crash leaves only a temporary directory beside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from gguf import GGUFReader
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+CONVERTER_VERSION: Final = 1  # part of cache keys: raise it when the output for the same file changes
+
+Progress = Callable[[str, float], None]  # (what is being done, share done in [0, 1])
+
+CONTROL: Final = 3  # `tokenizer.ggml.token_type` of a token that text never spells
+
+# Tokens that end a turn or a text. A GGUF names one of them as end of sequence, often the one its base model
+# used, while the chat template closes turns with another; llama.cpp stops at all of them by name, too.
+END_TOKENS: Final = frozenset(
+    {
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|return|>",
+        "<|call|>",
+        "<end_of_turn>",
+        "<|END_OF_TURN_TOKEN|>",
+        "</s>",
+        "<eos>",
+    }
+)
+END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+# `tokenizer.ggml.pre` of byte-level BPE files, by how text is cut before merging. transformers 5.23 knows the
+# third group itself and silently cuts every other file like GPT-2, which is wrong for the first.
+DIGIT_SPLITS: Final = frozenset(
+    {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+)
+GPT2_SPLITS: Final = frozenset({"gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "exaone4", "mellum"})
+KNOWN_SPLITS: Final = frozenset(
+    {"llama3", "llama-v3", "llama-bpe", "falcon3", "smaug-bpe", "dbrx", "tekken", "qwen2", "deepseek-r1-qwen"}
+    | {"qwen35", "gpt-4o", "llama4", "lfm2"}
+)
+
+
+class ConversionError(ValueError):
+    """The file cannot become a checkpoint that behaves as the file says."""
+
+
+def convert_gguf(gguf_path: Path, out_dir: Path, progress: Progress) -> None:
+    """Write the checkpoint of `gguf_path` into the new directory `out_dir`.
+
+    Weights are float32: see `_weights`. Raises FileExistsError when `out_dir` exists, ConversionError when the
+    file states something that would not survive, OSError from the disk; nothing is left behind then.
+    """
+    if out_dir.exists():
+        raise FileExistsError(f"`{out_dir.name}` already exists")
+    progress("reading metadata", 0.0)
+    metadata = _metadata(gguf_path)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        with _quiet():
+            progress("building the tokenizer", 0.1)
+            _write_tokenizer(gguf_path, metadata, partial)
+            progress("unpacking weights", 0.3)
+            _write_weights(gguf_path, metadata, partial)
+        progress("flushing to disk", 0.9)
+        _flush(partial)
+        partial.chmod(0o755)  # mkdtemp made it private to this user
+        partial.rename(out_dir)
+        _flush_entry(out_dir.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    progress("done", 1.0)
+
+
+def end_ids(metadata: Mapping[str, Any]) -> list[int]:
+    """Return the ids that end a generation: those the file names, then its control tokens in END_TOKENS."""
+    named = [metadata.get(f"tokenizer.ggml.{key}") for key in END_KEYS]
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    types = metadata.get("tokenizer.ggml.token_type", ())
+    known = [i for i, (text, kind) in enumerate(zip(tokens, types, strict=False)) if _ends(text, kind)]
+    return list(dict.fromkeys([int(i) for i in named if i is not None] + known))
+
+
+def _ends(text: str, kind: int) -> bool:
+    return kind == CONTROL and text in END_TOKENS
+
+
+def _metadata(gguf_path: Path) -> dict[str, Any]:
+    """Return the fields of the file that this module decides on."""
+    reader = GGUFReader(gguf_path)
+    wanted = ["general.architecture", *(f"tokenizer.ggml.{key}" for key in END_KEYS)]
+    wanted += [f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type")]
+    fields = ((key, reader.get_field(key)) for key in wanted)
+    return {key: field.contents() for key, field in fields if field is not None}
+
+
+def _write_tokenizer(gguf_path: Path, metadata: Mapping[str, Any], out_dir: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, the chat template inside the latter."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(gguf_path.parent), gguf_file=gguf_path.name, local_files_only=True
+    )
+    if metadata.get("tokenizer.ggml.model") == "gpt2":
+        _set_splits(tokenizer.backend_tokenizer, metadata.get("tokenizer.ggml.pre"))
+    tokenizer.save_pretrained(out_dir, save_jinja_files=False)
+
+
+def _set_splits(backend: Any, kind: str | None) -> None:
+    """Cut text before merging as the file declares; raises ConversionError for an unknown declaration."""
+    if kind in DIGIT_SPLITS:
+        # llama.cpp cuts at every \p{N} first, then with GPT-2's expression; Digits and ByteLevel do the same.
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    elif kind in GPT2_SPLITS:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    elif kind not in KNOWN_SPLITS:
+        raise ConversionError(f"pre-tokenizer `{kind}` is not known, so text would be cut wrongly")
+
+
+def _write_weights(gguf_path: Path, metadata: Mapping[str, Any], out_dir: Path) -> None:
+    """Write model.safetensors, config.json and generation_config.json."""
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf_path.parent),
+        gguf_file=gguf_path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        local_files_only=True,
+    )
+    model.save_pretrained(out_dir)
+    _edit_json(out_dir / "generation_config.json", eos_token_id=end_ids(metadata))
+
+
+def _edit_json(path: Path, **values: object) -> None:
+    document = json.loads(path.read_text()) | values
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the readers' progress bars off the terminal and out of logs; ours is the only one."""
+    with open(os.devnull, "w") as sink, redirect_stderr(sink):
+        yield
+
+
+def _flush(directory: Path) -> None:
+    """Force every file of `directory` and its listing to disk."""
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _flush_entry(directory)
+
+
+def _flush_entry(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

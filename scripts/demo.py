@@ -1,0 +1,124 @@
+"""The demo: a real instruct model served through the SageMaker contract to a real boto3 client.
+
+Owns: the story told on the terminal and the JSON document at its end.
+Must not know: anything but the endpoint's URL once it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from infra.emulator.server import Emulator
+from scripts.demo_model import ensure_checkpoint
+from scripts.endpoint import ROOT, Endpoint
+
+CACHE = ROOT / ".cache" / "models"
+QUESTION = "What is the capital of France?"
+STORY = "Write three sentences about the sea."
+STREAM_TOKENS = 96
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal what is being done."""
+    print(f"demo: {text}", file=sys.stderr, flush=True)
+
+
+def chat(question: str, **fields: Any) -> bytes:
+    """Return an OpenAI chat body for `question`."""
+    return json.dumps(
+        {"messages": [{"role": "user", "content": question}], "temperature": 0, **fields}
+    ).encode()
+
+
+def ask(client: Any, name: str) -> dict[str, Any]:
+    """Return reply, usage and seconds of one `invoke_endpoint` call."""
+    began = time.monotonic()
+    answer = client.invoke_endpoint(
+        EndpointName=name, ContentType="application/json", Body=chat(QUESTION, max_tokens=64)
+    )
+    document = json.loads(answer["Body"].read())
+    return {
+        "question": QUESTION,
+        "reply": document["choices"][0]["message"]["content"],
+        "usage": document["usage"],
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def stream(client: Any, name: str) -> dict[str, Any]:
+    """Return timing of one `invoke_endpoint_with_response_stream` call, part by part."""
+    began = time.monotonic()
+    body = chat(STORY, max_tokens=STREAM_TOKENS, stream=True, stream_options={"include_usage": True})
+    answer = client.invoke_endpoint_with_response_stream(
+        EndpointName=name, ContentType="application/json", Body=body
+    )
+    arrivals: list[float] = []
+    raw = b""
+    for part in answer["Body"]:
+        arrivals.append(time.monotonic() - began)
+        raw += part["PayloadPart"]["Bytes"]
+    events = [line[6:] for line in raw.decode().splitlines() if line.startswith("data: ")]
+    if not events or events[-1] != "[DONE]":
+        raise RuntimeError("the stream did not end with [DONE]")
+    chunks = [json.loads(event) for event in events[:-1]]
+    tokens = chunks[-1]["usage"]["completion_tokens"]
+    spoken = arrivals[-1] - arrivals[0]
+    if tokens < 2 or spoken <= 0:
+        raise RuntimeError("the stream was too short to time")
+    return {
+        "streamed_parts": len(arrivals),
+        "completion_tokens": tokens,
+        "time_to_first_token_s": round(arrivals[0], 3),
+        "last_part_s": round(arrivals[-1], 3),
+        "tokens_per_s": round((tokens - 1) / spoken, 1),
+    }
+
+
+def main() -> int:
+    """Run the demo; the last line of stdout is one JSON document."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where the converted checkpoint is kept")
+    options = parser.parse_args()
+    began = time.monotonic()
+    say("the model is SmolLM2-135M-Instruct (Apache-2.0), carried by an installed package")
+    model_dir = ensure_checkpoint(options.cache, say)
+    say("starting the server")
+    with Endpoint(model_dir, progress=say) as endpoint:
+        say(f"healthy after {endpoint.start_s:.1f} s; putting the local SageMaker runtime in front of it")
+        with Emulator(upstream=f"127.0.0.1:{endpoint.port}", endpoint="demo") as runtime:
+            import boto3
+
+            client = boto3.client("sagemaker-runtime", **runtime.boto3_arguments())
+            say(f"boto3 invoke_endpoint: {QUESTION}")
+            answer = ask(client, "demo")
+            say(f"reply: {answer['reply']}")
+            say("boto3 invoke_endpoint_with_response_stream")
+            streamed = stream(client, "demo")
+        stopped = endpoint.stop()
+    ok = (
+        "Paris" in answer["reply"]
+        and streamed["time_to_first_token_s"] < streamed["last_part_s"]
+        and stopped == 0
+    )
+    report = {
+        "ok": ok,
+        "model": "SmolLM2-135M-Instruct",
+        **answer,
+        **streamed,
+        "start_s": round(endpoint.start_s, 2),
+        "server_exit": stopped,
+        "total_s": round(time.monotonic() - began, 1),
+    }
+    print(json.dumps(report, ensure_ascii=False, separators=(",", ":")))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
