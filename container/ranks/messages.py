@@ -10,13 +10,16 @@ Invariant: a frame is either decoded whole into one of these types or refused; n
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 SCHEMA_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024  # a prompt of a million tokens still fits
+MAX_REQUEST_ID: Final = 2**63 - 1  # counted up by one per request and connection: never reused
 LENGTH = struct.Struct("<I")
+
+RequestId = Annotated[int, msgspec.Meta(ge=1, le=MAX_REQUEST_ID)]
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -64,7 +67,7 @@ class Welcome(_Frame, frozen=True, array_like=True, tag="welcome"):
 class Add(_Frame, frozen=True, array_like=True, tag="add"):
     """Front to engine: run this. Answered by deltas, the last one per choice with finish or error."""
 
-    id: int
+    id: RequestId
     prompt: bytes  # little-endian int32 token ids
     max_tokens: int
     sampling: Sampling
@@ -78,7 +81,7 @@ class Add(_Frame, frozen=True, array_like=True, tag="add"):
 class Cancel(_Frame, frozen=True, array_like=True, tag="cancel"):
     """Front to engine: nobody waits for this request any more. Idempotent; no answer needed."""
 
-    id: int
+    id: RequestId
 
 
 class Token(_Frame, frozen=True, array_like=True):

@@ -1,0 +1,139 @@
+"""From the configuration to an engine that has made a token.
+
+Owns: the order of assembling source, runner and engine, the warm-up, and why a start fails in one closed word.
+Must not know: sockets, signals, frames beyond the Welcome. Imports torch only while assembling.
+Invariant: an engine that leaves here has sampled real tokens through its whole path.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from container.engine.engine import Engine, EngineLimits
+from container.engine.request import EngineRequest, RequestKey, SamplingParams
+from container.engine.step import Runner
+from container.ranks.config import EngineConfig
+from container.ranks.heartbeat import LoadPhase, StartFault
+from container.ranks.messages import SCHEMA_VERSION, Welcome
+
+WARMUP_KEY: Final = RequestKey(connection=0, id=1)  # connection 0 is nobody's
+WARMUP_STEPS: Final = 64  # a runner that needs more for two tokens is broken
+
+# What container.model reports while it loads.
+PHASES: Final = {
+    "checking structure": LoadPhase.PROBE,
+    "reading configuration": LoadPhase.OPENING,
+    "reading weights": LoadPhase.WEIGHTS,
+    "building model": LoadPhase.WEIGHTS,
+    "comparing with the reference": LoadPhase.PROBE,
+}
+
+Report = Callable[[LoadPhase], None]
+
+
+class StartFailed(Exception):
+    """The engine cannot start; the text is for the operator and free of content."""
+
+    def __init__(self, fault: StartFault, text: str) -> None:
+        super().__init__(text)
+        self.fault = fault
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A runner and what fronts are told about it."""
+
+    runner: Runner
+    kind: str  # "native" or "compat"
+    reason: str | None  # closed code when compat
+
+
+Loader = Callable[[EngineConfig, Report], Loaded]
+
+
+def load(config: EngineConfig, report: Report) -> Loaded:
+    """Load the model in `config.model_dir`; raises StartFailed. Imports torch and transformers."""
+    if not Path(config.model_dir, "config.json").is_file():
+        raise StartFailed(StartFault.MODEL_NOT_FOUND, "the model directory has no `config.json`")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # no library looks for a hub, whatever the host's environment says
+    from container.model.build import ModelRefused, build_runner
+    from container.model.load import LoadError
+    from container.model.shape import RunnerConfig, SizingError
+    from container.model.source import DirectorySource, SourceError
+
+    settings = RunnerConfig(
+        sequence_tokens=config.sequence_tokens,
+        running_limit=config.running_limit,
+        step_tokens=config.step_tokens,
+        kv_mib=config.kv_mib,
+        block_tokens=config.block_tokens,
+        prefix_cache=config.prefix_cache,
+        compat=config.compat,
+        dtype=config.dtype,
+        threads=config.threads,
+    )
+    phase = LoadPhase.OPENING
+
+    def progress(phrase: str) -> None:
+        nonlocal phase
+        phase = PHASES.get(phrase, phase)
+        report(phase)
+
+    try:
+        runner, facts = build_runner(settings, DirectorySource(config.model_dir), progress)
+    except SizingError as error:
+        raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
+    except (SourceError, LoadError, ModelRefused) as error:
+        raise StartFailed(StartFault.MODEL_REFUSED, str(error)) from None
+    return Loaded(runner, facts.runner, None if facts.reason is None else facts.reason.value)
+
+
+def assemble(config: EngineConfig, report: Report, loader: Loader = load) -> tuple[Engine, Welcome]:
+    """Return a warm engine and its Welcome; raises StartFailed, MemoryError, or what a library raises."""
+    report(LoadPhase.OPENING)
+    loaded = loader(config, report)
+    try:
+        # the runner's slots are the running limit already, fitted to memory
+        engine = Engine(
+            loaded.runner, EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s)
+        )
+    except ValueError as error:
+        raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
+    report(LoadPhase.WARMUP)
+    warm_up(engine)
+    capacity = engine.capacity
+    welcome = Welcome(
+        schema=SCHEMA_VERSION,
+        sequence_tokens=capacity.sequence_tokens,
+        vocabulary=capacity.vocabulary,
+        running_limit=engine.running_limit,
+        runner=loaded.kind,
+        reason=loaded.reason,
+        prompt_logprobs=capacity.prompt_logprobs,
+    )
+    return engine, welcome
+
+
+def warm_up(engine: Engine) -> None:
+    """Have `engine` make a token by prefill and, where the window allows, one by decode.
+
+    Raises StartFailed(WARMUP_FAILED) when it does not.
+    """
+    wanted = min(2, engine.capacity.sequence_tokens - 1)
+    greedy = SamplingParams(temperature=0.0)
+    engine.submit(EngineRequest(key=WARMUP_KEY, prompt=array("i", [0]), max_tokens=wanted, sampling=greedy))
+    made = 0
+    for _ in range(WARMUP_STEPS):
+        for delta in engine.step():
+            if delta.error is not None:
+                raise StartFailed(StartFault.WARMUP_FAILED, f"the first token failed: {delta.error.value}")
+            made += len(delta.tokens)
+        if not engine.has_work:
+            break
+    if made < wanted:
+        raise StartFailed(StartFault.WARMUP_FAILED, f"{made} of {wanted} warm-up tokens were made")
