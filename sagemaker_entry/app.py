@@ -121,6 +121,8 @@ class App:
         if attributes is not None and not _ATTRIBUTES.fullmatch(attributes):
             raise ApiError(Code.BAD_REQUEST)
         self._check_key()
+        if request.environ["PATH_INFO"].startswith("//"):
+            raise ApiError(Code.NOT_FOUND)  # the router would look past all slashes but one
         if exchange.draining() and exchange.route not in OPEN_PATHS:
             raise ApiError(Code.DRAINING, retry_after_s=1)
 
@@ -167,7 +169,9 @@ class App:
     def _ping(self) -> Response:
         error = self._health.error()
         if error is None:
-            return Response(b"", 200)
+            healthy = Response(b"", 200)
+            del healthy.headers["Content-Type"]
+            return healthy
         body, _ = error_body(Dialect.OPENAI_CHAT, error, current().public_id)
         response = _json(json.dumps(json.loads(body) | self._health.phase()).encode())
         response.status_code = error.status

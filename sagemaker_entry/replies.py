@@ -38,6 +38,7 @@ from sagemaker_entry.service import Service
 from sagemaker_entry.settings import Settings
 
 LARGE_BODY_BYTES: Final = 128 * 1024  # a few milliseconds of parsing
+ID_PREFIX: Final = {Dialect.OPENAI_CHAT: "chatcmpl-", Dialect.OPENAI_COMPLETION: "cmpl-"}
 STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -70,8 +71,8 @@ class Replies:
             run = self._service.start(parsed.request, exchange)
             admission.accept()
             if parsed.request.stream:
-                return self._stream(parsed, run, admission, exchange)
-            result = parsed.presenter.complete(run.result(), self._context(exchange))
+                return self._stream(parsed, dialect, run, admission, exchange)
+            result = parsed.presenter.complete(run.result(), self._context(exchange, dialect))
             self.finish(run, admission, exchange, Outcome.COMPLETED)
             return Response(result, 200, content_type=parsed.presenter.content_type)
         except ApiError as error:
@@ -111,10 +112,12 @@ class Replies:
             response.headers["Retry-After"] = str(error.retry_after_s)
         return response
 
-    def _stream(self, parsed: Parsed, run: Run, admission: Admission, exchange: Exchange) -> Response:
+    def _stream(
+        self, parsed: Parsed, dialect: Dialect, run: Run, admission: Admission, exchange: Exchange
+    ) -> Response:
         events = run.events()
         first = next(events)  # an error up to here still has a status of its own
-        chunks = parsed.presenter.open(self._context(exchange)) + parsed.presenter.event(first)
+        chunks = parsed.presenter.open(self._context(exchange, dialect)) + parsed.presenter.event(first)
         stream = Stream(self, parsed.presenter, run, events, chunks, admission, exchange)
         return Response(stream, 200, STREAM_HEADERS, content_type=parsed.presenter.stream_type)
 
@@ -122,9 +125,13 @@ class Replies:
         refuse = self._settings.unknown_fields == "refuse"
         return ParseOptions(self._service.limits(), "refuse" if refuse else "ignore")
 
-    def _context(self, exchange: Exchange) -> ReplyContext:
+    def _context(self, exchange: Exchange, dialect: Dialect) -> ReplyContext:
         return ReplyContext(
-            exchange.id, int(time.time()), self._settings.name, self._fingerprint, self._service.special_ids
+            ID_PREFIX.get(dialect, "") + exchange.id,
+            int(time.time()),
+            self._settings.name,
+            self._fingerprint,
+            self._service.special_ids,
         )
 
     def finish(self, run: Run | None, admission: Admission, exchange: Exchange, outcome: Outcome) -> None:
