@@ -189,8 +189,9 @@ def read(environment: Mapping[str, str]) -> tuple[Settings, tuple[str, ...]]:
     fields = {variable(f.name): f for f in dataclasses.fields(Settings)}
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            hint = f"did you mean {near[0]}?" if near else "the settings reference lists every name"
+            known = {known.removeprefix(PREFIX): known for known in fields}
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1)
+            hint = f"did you mean {known[near[0]]}?" if near else "the settings reference lists every name"
             raise SettingsError(f"`{name}` is not a setting", hint)
     for name, (allowed, hint) in GUARDED.items():
         if environment.get(name, "") not in allowed:

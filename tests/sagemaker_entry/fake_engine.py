@@ -115,6 +115,9 @@ class FakeEngine:
                 break
             time.sleep(0.02)
 
+    def fail(self, fault: heartbeat.StartFault) -> None:
+        self._page.write(state=heartbeat.EngineState.FAILED, fault=fault)
+
     def run(self) -> None:
         while True:
             self._beat()
@@ -176,18 +179,23 @@ class FakeEngine:
         temporary.rename(self._status)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser()
     for name in ("--config-fd", "--door-fd", "--heartbeat-fd"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--status", type=Path, required=True)
     parser.add_argument("--load-s", type=float, default=0.0)
+    parser.add_argument("--fault", default="NONE")
     options = parser.parse_args()
     config.decode(os.read(options.config_fd, 65536).decode())
     engine = FakeEngine(options.door_fd, options.heartbeat_fd, options.status)
     engine.load(options.load_s)
+    if options.fault != "NONE":
+        engine.fail(heartbeat.StartFault[options.fault])
+        return 1
     engine._write_status()
     engine.run()
+    return 0
 
 
 if __name__ == "__main__":

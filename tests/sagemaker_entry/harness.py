@@ -76,7 +76,13 @@ class Server:
     """Supervisor, front and fake engine as child processes."""
 
     def __init__(
-        self, directory: Path, *, load_s: float = 0.0, step_s: float = 10.0, **environment: str
+        self,
+        directory: Path,
+        *,
+        load_s: float = 0.0,
+        step_s: float = 10.0,
+        fault: str = "NONE",
+        **environment: str,
     ) -> None:
         self.directory = directory
         self.status_path = directory / "status.json"
@@ -88,6 +94,8 @@ class Server:
             str(load_s),
             "--step-s",
             str(step_s),
+            "--fault",
+            fault,
         ]
         self._environment = {
             "STRONGROOM_MODEL": str(write_model(directory / "model")),

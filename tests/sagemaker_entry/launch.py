@@ -16,12 +16,22 @@ def main() -> int:
     parser.add_argument("--status", required=True)
     parser.add_argument("--load-s", default="0")
     parser.add_argument("--step-s", type=float, default=10.0)
+    parser.add_argument("--fault", default="NONE")
     options = parser.parse_args()
 
     def engine(config_fd: int, door_fd: int, heartbeat_fd: int) -> list[str]:
         fds = engine_command(config_fd, door_fd, heartbeat_fd)[3:]
         program = [sys.executable, "-m", "tests.sagemaker_entry.fake_engine"]
-        return [*program, *fds, "--status", options.status, "--load-s", options.load_s]
+        return [
+            *program,
+            *fds,
+            "--status",
+            options.status,
+            "--load-s",
+            options.load_s,
+            "--fault",
+            options.fault,
+        ]
 
     limits = HealthLimits(step_s=options.step_s, idle_beat_s=min(2.0, options.step_s))
     chosen, _ = settings.read(os.environ)
