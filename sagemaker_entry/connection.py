@@ -114,7 +114,15 @@ class Connection:
         self._listener_name = listener_name
         self._unreader = SocketUnreader(sock, READ_BYTES)
         self._requests = 0
-        self.phase = Phase.IDLE
+        self._phase = Phase.IDLE
+        self._body: BodyReader | None = None  # of the exchange being served
+
+    @property
+    def phase(self) -> Phase:
+        """What the connection waits for now."""
+        if self._body is not None:
+            return Phase.RUNNING if self._body.consumed else Phase.BODY
+        return self._phase
 
     def abort(self) -> None:
         """Break the connection off from outside; whoever waits on it wakes up."""
@@ -127,7 +135,7 @@ class Connection:
         """Serve requests until either side closes."""
         try:
             while self._serve_one():
-                self.phase = Phase.IDLE
+                self._phase = Phase.IDLE
         except (OSError, http_errors.NoMoreData, StopIteration):
             return  # the client left or stalled; there is nobody to tell
         finally:
@@ -137,7 +145,7 @@ class Connection:
         """Serve one request; False when the connection is finished."""
         if not self._wait_for_request():
             return False
-        self.phase = Phase.HEADER
+        self._phase = Phase.HEADER
         try:
             with gevent.Timeout(HEADER_S, TimeoutError):
                 self._sock.settimeout(None)
@@ -190,12 +198,13 @@ class Connection:
         reply.exchange = exchange
         environ[ENVIRON_KEY] = exchange
         environ["wsgi.input"] = None  # bodies are read through the exchange only
-        self.phase = Phase.BODY
+        self._body = body
         self._host.exchanges.add(exchange)
         self._host.watch.add(fd, lifetime)
         try:
             return self._answer(reply, environ, exchange)
         finally:
+            self._body = None
             self._host.watch.remove(fd)
             self._host.exchanges.discard(exchange)
             self._log(reply, exchange)

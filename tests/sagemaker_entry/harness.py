@@ -82,21 +82,20 @@ class Server:
         load_s: float = 0.0,
         step_s: float = 10.0,
         fault: str = "NONE",
+        nofile: int = 0,
         **environment: str,
     ) -> None:
         self.directory = directory
         self.status_path = directory / "status.json"
         self.log_path = directory / "log.jsonl"
-        self._arguments = [
-            "--status",
-            str(self.status_path),
-            "--load-s",
-            str(load_s),
-            "--step-s",
-            str(step_s),
-            "--fault",
-            fault,
-        ]
+        steering = {
+            "status": self.status_path,
+            "load-s": load_s,
+            "step-s": step_s,
+            "fault": fault,
+            "nofile": nofile,
+        }
+        self._arguments = [part for name, value in steering.items() for part in (f"--{name}", str(value))]
         self._environment = {
             "STRONGROOM_MODEL": str(write_model(directory / "model")),
             "STRONGROOM_HOST": "127.0.0.1",

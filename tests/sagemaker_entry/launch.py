@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 
 from container.ranks.heartbeat import HealthLimits
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("--load-s", default="0")
     parser.add_argument("--step-s", type=float, default=10.0)
     parser.add_argument("--fault", default="NONE")
+    parser.add_argument("--nofile", type=int, default=0)
     options = parser.parse_args()
 
     def engine(config_fd: int, door_fd: int, heartbeat_fd: int) -> list[str]:
@@ -34,6 +36,8 @@ def main() -> int:
         ]
 
     limits = HealthLimits(step_s=options.step_s, idle_beat_s=min(2.0, options.step_s))
+    if options.nofile:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.nofile, options.nofile))
     chosen, _ = settings.read(os.environ)
     log.set_level(chosen.log_level)
     return Supervisor(chosen, Commands(engine=engine, health_limits=limits), os.environ).run()

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 from tests.sagemaker_entry.harness import Server, post, read_all, status_of, wait_until
 
@@ -125,3 +126,22 @@ def test_a_body_that_trickles_in_is_given_up(server: Server) -> None:
                 continue
         assert status_of(reply) == 408
         assert time.monotonic() - began < 8
+
+
+def test_a_flood_of_silent_connections_costs_the_oldest_idle_ones_and_never_ping(tmp_path: Path) -> None:
+    with Server(tmp_path, nofile=128, STRONGROOM_WORKERS="1") as server:
+        busy = server.connect()
+        busy.sendall(post("/invocations", slow(stream=False, tokens=50)))
+        wait_until(lambda: server.engine["running"] == 1, what="the running request")
+        flood = [server.connect() for _ in range(200)]
+        for _ in range(10):
+            assert server.ping() == 200
+        assert server.metric("strongroom_connections_open") <= 128 * 0.8
+        oldest, newest = flood[0], flood[-1]
+        oldest.settimeout(2)
+        assert oldest.recv(1) == b"", "the oldest idle connection is still open"
+        newest.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert status_of(read_all(newest)) == 200
+        assert status_of(read_all(busy)) == 200, "a running request was given up for an idle connection"
+        for client in [busy, *flood]:
+            client.close()
