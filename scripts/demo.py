@@ -88,7 +88,7 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     say("the model is SmolLM2-135M-Instruct (Apache-2.0), carried by an installed package")
-    model_dir = ensure_checkpoint(options.cache, say)
+    model_dir = ensure_checkpoint(options.cache, lambda stage, done: say(f"{stage} ({done:.0%})"))
     say("starting the server")
     with Endpoint(model_dir, progress=say) as endpoint:
         say(f"healthy after {endpoint.start_s:.1f} s; putting the local SageMaker runtime in front of it")

@@ -2,7 +2,7 @@
 
 Owns: finding that file without importing its package, and the cache of its conversion.
 Must not know: how a conversion works, what serves the result.
-Invariant: the same GGUF and converter version always give the same directory; concurrent callers convert once.
+Invariant: the same GGUF and converter version give the same directory; concurrent callers convert once.
 """
 
 from __future__ import annotations

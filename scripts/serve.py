@@ -34,7 +34,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     environment = dict(pair.split("=", 1) for pair in options.set)
-    model_dir = options.model or ensure_checkpoint(CACHE, say)
+    model_dir = options.model or ensure_checkpoint(CACHE, lambda stage, done: say(f"{stage} ({done:.0%})"))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -107,6 +107,9 @@ class Capacity:
     prefix_cache: bool = True  # False: blocks are accounted for but never shared
     chunked_prefill: bool = True  # False: a prompt must be computed in one row
     prompt_logprobs: bool = True
+    # Sum of the lengths of all running sequences, a shared block counted once per sequence that holds it
+    # (slabs are copies). None: every slot may be full at once.
+    resident_tokens: int | None = None
 
 
 class Runner(Protocol):

@@ -99,9 +99,7 @@ def assemble(config: EngineConfig, report: Report, loader: Loader = load) -> tup
     loaded = loader(config, report)
     try:
         # the runner's slots are the running limit already, fitted to memory
-        engine = Engine(
-            loaded.runner, EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s)
-        )
+        engine = Engine(loaded.runner, EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s))
     except ValueError as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     report(LoadPhase.WARMUP)

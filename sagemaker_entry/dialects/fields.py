@@ -125,11 +125,6 @@ class Fields:
             raise invalid_value(self.name(field), f"a list of at most {high} items")
         return value
 
-    def strings(self, field: str, *, count: int, chars: int) -> tuple[str, ...] | None:
-        """Take a list of non-empty strings of at most `chars` characters."""
-        items = self.items(field, high=count)
-        return None if items is None else check_strings(self.name(field), items, chars)
-
     def integers(self, field: str, *, count: int, low: int, high: int) -> tuple[int, ...] | None:
         items = self.items(field, high=count)
         return None if items is None else check_integers(self.name(field), items, low, high)

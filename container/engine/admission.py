@@ -1,0 +1,155 @@
+"""The engine's door: what may enter, and when to say "try again later".
+
+Owns: the limits, the rules a request must meet, the estimate of the wait.
+Must not know: sequences, blocks, the runner beyond its capacity. Standard library only.
+Invariant: what is accepted can run alone: its prompt and output fit the window and the pool.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from container.engine.request import (
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    SEED_BITS,
+    EngineRequest,
+    ErrorCode,
+    Refused,
+    SamplingParams,
+)
+from container.engine.step import Capacity
+
+WAITING_PER_RUNNING: Final = 4  # queue bound when none is set: about four full batches ahead of a newcomer
+WAITING_S: Final = 5.0  # a longer wait is better spent at another replica
+RETRY_AFTER_MIN_S: Final = 1
+RETRY_AFTER_MAX_S: Final = 30
+RATE_HALF_LIFE_S: Final = 20.0  # long against one request, short against a change of load
+RATE_MIN_FINISHED: Final = 4.0  # fewer say nothing about the rate
+CACHE_SALT: Final = re.compile(r"[A-Za-z0-9_-]{0,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the operator allows; None means: derive it from the runner's capacity."""
+
+    running: int | None = None  # sequences running at once; None: the runner's slots
+    waiting: int | None = None  # sequences queued before QUEUE_FULL; None: 4 x running
+    waiting_s: float = WAITING_S  # estimated wait beyond which new requests get QUEUE_FULL
+
+    def resolve(self, capacity: Capacity) -> tuple[int, int]:
+        """Return the running and the waiting limit.
+
+        Raises ValueError when the runner cannot hold that many, or when decoding alone would use up a step:
+        prompts would then starve.
+        """
+        running = capacity.slots if self.running is None else self.running
+        waiting = WAITING_PER_RUNNING * running if self.waiting is None else self.waiting
+        if not 1 <= running <= capacity.slots:
+            raise ValueError(f"`running` must be 1..{capacity.slots} (the runner's slots), got {running}")
+        if running >= capacity.step_tokens:
+            raise ValueError(
+                f"`running` must be below `step_tokens` ({capacity.step_tokens}), got {running}\n"
+                "hint: raise the token budget of a step"
+            )
+        if waiting < 0 or not self.waiting_s > 0:
+            raise ValueError("`waiting` must be at least 0 and `waiting_s` above 0")
+        return running, waiting
+
+
+class DrainRate:
+    """How fast running sequences end, over the engine's busy time; recent steps count most."""
+
+    def __init__(self) -> None:
+        self._finished = 0.0
+        self._busy_s = 0.0
+
+    def observe(self, finished: int, busy_s: float) -> None:
+        """Record that `finished` sequences left in a step of `busy_s` seconds."""
+        fade = 0.5 ** (busy_s / RATE_HALF_LIFE_S)
+        self._finished = self._finished * fade + finished
+        self._busy_s = self._busy_s * fade + busy_s
+
+    def wait_s(self, ahead: int) -> float | None:
+        """Return the time until `ahead` more sequences have ended; None while too few have been seen."""
+        if ahead <= 0:
+            return 0.0
+        if self._finished < RATE_MIN_FINISHED:
+            return None
+        return ahead * self._busy_s / self._finished
+
+
+class Gate:
+    """Applies the rules to one arrival after another."""
+
+    def __init__(self, capacity: Capacity, limits: EngineLimits) -> None:
+        self._capacity = capacity
+        self.running_limit, self.waiting_limit = limits.resolve(capacity)
+        self._waiting_s = limits.waiting_s
+        self.rate = DrainRate()
+
+    def check_request(self, request: EngineRequest) -> None:
+        """Raise Refused (INVALID, UNSUPPORTED or CONTEXT_LENGTH) unless `request` can run alone."""
+        capacity = self._capacity
+        if not _well_formed(request, capacity.vocabulary):
+            raise Refused(ErrorCode.INVALID)
+        if request.sampling.prompt_logprobs is not None and not capacity.prompt_logprobs:
+            raise Refused(ErrorCode.UNSUPPORTED)
+        tokens = len(request.prompt) + request.max_tokens
+        if tokens > min(capacity.sequence_tokens, capacity.blocks * capacity.block_tokens):
+            raise Refused(ErrorCode.CONTEXT_LENGTH)
+
+    def check_room(self, running: int, waiting: int) -> None:
+        """Raise Refused(QUEUE_FULL) when the queue is at its bound or the wait would be too long.
+
+        Free slots count as room: sequences that the next step takes are not a queue.
+        """
+        free = self.running_limit - running
+        wait_s = self.rate.wait_s(waiting + 1 - free)
+        if waiting < self.waiting_limit + free and (wait_s is None or wait_s <= self._waiting_s):
+            return
+        retry_after_s = RETRY_AFTER_MIN_S
+        if wait_s is not None:
+            retry_after_s = max(RETRY_AFTER_MIN_S, math.ceil(min(wait_s, RETRY_AFTER_MAX_S)))
+        raise Refused(ErrorCode.QUEUE_FULL, retry_after_s=retry_after_s)
+
+
+def _well_formed(request: EngineRequest, vocabulary: int) -> bool:
+    return (
+        len(request.prompt) > 0
+        and request.prompt.typecode == "i"
+        and _are_ids(request.prompt, vocabulary)
+        and _are_ids(request.stop_token_ids, vocabulary)
+        and request.max_tokens >= 1
+        and 0 <= request.min_tokens <= request.max_tokens
+        and 1 <= request.choices <= MAX_CHOICES
+        and CACHE_SALT.fullmatch(request.cache_salt) is not None
+        and _can_be_sampled(request.sampling, vocabulary)
+    )
+
+
+def _are_ids(tokens: Iterable[int], vocabulary: int) -> bool:
+    return all(0 <= token < vocabulary for token in tokens)
+
+
+def _can_be_sampled(sampling: SamplingParams, vocabulary: int) -> bool:
+    """Every comparison is written so that NaN fails it."""
+    return (
+        0.0 <= sampling.temperature < math.inf
+        and sampling.top_k >= 0
+        and 0.0 < sampling.top_p <= 1.0
+        and 0.0 <= sampling.min_p <= 1.0
+        and 0.0 < sampling.typical_p <= 1.0
+        and 0.0 < sampling.repetition_penalty < math.inf
+        and -2.0 <= sampling.frequency_penalty <= 2.0
+        and -2.0 <= sampling.presence_penalty <= 2.0
+        and 0 <= sampling.seed < 1 << SEED_BITS
+        and _are_ids((token for token, _ in sampling.logit_bias), vocabulary)
+        and all(math.isfinite(bias) for _, bias in sampling.logit_bias)
+        and 0 <= (sampling.top_logprobs or 0) <= MAX_TOP_LOGPROBS
+        and 0 <= (sampling.prompt_logprobs or 0) <= MAX_TOP_LOGPROBS
+    )

@@ -1,0 +1,287 @@
+"""Requests in, deltas out: the one object that whoever owns the process talks to.
+
+Owns: live requests and how each ends, the step loop's body, what happens when a step fails, the counters.
+Must not know: sockets, text, tensors, threads. Standard library only.
+Invariant: an accepted request yields exactly one final delta per choice, unless its connection is gone, and
+leaves no block and no slot behind.
+
+    submit -> Scheduler.plan -> Runner.run -> Scheduler.commit -> deltas
+    cancel ---^                     | raises: fail the requests of that step, reset, recompute the rest
+
+One thread calls everything here; arrivals and cancels take effect between steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+from container.engine.admission import EngineLimits, Gate
+from container.engine.outcome import match
+from container.engine.planning import Step
+from container.engine.prefix import PrefixNames
+from container.engine.request import (
+    EngineRequest,
+    ErrorCode,
+    FinishReason,
+    Refused,
+    RequestKey,
+    SampledToken,
+    SequenceDelta,
+)
+from container.engine.scheduler import Scheduler
+from container.engine.sequence import Sequence, State
+from container.engine.stats import Counters, Stats
+from container.engine.step import Capacity, RowResult, Runner
+
+__all__ = ["Engine", "EngineLimits", "Stats"]
+
+_log = logging.getLogger("strongroom.engine")
+
+
+@dataclass(slots=True)
+class _Live:
+    """An accepted request that has not ended: its unfinished choices, and how the finished ones went."""
+
+    open: list[Sequence] = field(default_factory=list)
+    failed: bool = False
+    cancelled: bool = False
+
+
+class Engine:
+    """Serves requests on one runner.
+
+    `clock` returns monotonic seconds. `boot_key` salts the prefix cache and is drawn when not given;
+    `model_identity` names weights and quantization. Raises ValueError on limits the runner cannot keep.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        limits: EngineLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        boot_key: bytes | None = None,
+        model_identity: bytes = b"",
+    ) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._capacity = runner.capacity()
+        self._gate = Gate(self._capacity, limits or EngineLimits())
+        self._names = PrefixNames(boot_key or secrets.token_bytes(32), model_identity)
+        self._scheduler = Scheduler(self._capacity, self._gate.running_limit)
+        self._live: dict[RequestKey, _Live] = {}
+        self._pending: list[SequenceDelta] = []  # endings that happened between steps
+        self._counters = Counters()
+        self._serial = 0
+        self._left = 0  # running sequences that ended since the last step
+        self._draining = False
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    @property
+    def running_limit(self) -> int:
+        return self._gate.running_limit
+
+    @property
+    def has_work(self) -> bool:
+        """True while `step` has something to run or to report."""
+        return bool(self._live or self._pending)
+
+    # Arrivals and departures
+
+    def submit(self, request: EngineRequest) -> None:
+        """Accept `request`, or raise Refused and keep nothing of it."""
+        try:
+            if self._draining:
+                raise Refused(ErrorCode.DRAINING)
+            self._gate.check_request(request)
+            if request.key in self._live:
+                raise Refused(ErrorCode.INVALID)
+            self._gate.check_room(len(self._scheduler.running), self._scheduler.waiting)
+        except Refused:
+            self._counters.refused += 1
+            raise
+        root = self._names.root(request.tenant, request.cache_salt)
+        choices = [
+            Sequence.of(request, choice, self._serial + choice, root) for choice in range(request.choices)
+        ]
+        self._serial += request.choices
+        self._live[request.key] = _Live(open=choices)
+        self._scheduler.add(list(choices))
+        self._counters.accepted += 1
+        self._counters.prompt_tokens += len(request.prompt)
+
+    def cancel(self, key: RequestKey) -> None:
+        """End a request that nobody waits for, in whatever state it is; unknown and ended ones are no error.
+
+        Its choices' final deltas come with the next `step`.
+        """
+        live = self._live.get(key)
+        if live is None:
+            return
+        live.cancelled = True
+        for sequence in list(live.open):
+            self._pending.append(self._end(sequence, finish=FinishReason.CANCELLED))
+
+    def cancel_connection(self, connection: int) -> None:
+        """End every request of a connection that is gone; no more deltas name it."""
+        for key in [key for key in self._live if key.connection == connection]:
+            self.cancel(key)
+        self._pending = [delta for delta in self._pending if delta.key.connection != connection]
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; call `step` until `has_work` is False to finish the accepted."""
+        self._draining = True
+
+    # The step
+
+    def step(self) -> list[SequenceDelta]:
+        """Run one step and return what it added; returns [] and runs nothing when there is nothing to do.
+
+        A runner that raises costs the requests of that step; if its `reset` raises too, so does this.
+        """
+        deltas, self._pending = self._pending, []
+        started_s = self._clock()
+        step = self._scheduler.plan(self._counters.steps + 1)
+        for sequence in self._scheduler.take_exhausted():
+            deltas.extend(self._fail_request(sequence.key, ErrorCode.KV_EXHAUSTED))
+        if step is None:
+            return deltas
+        self._counters.steps += 1
+        try:
+            outcome = match(step, self._runner.run(step.plan), self._capacity.vocabulary)
+        except Exception as error:  # noqa: BLE001 - whatever the device throws, the engine goes on
+            deltas.extend(self._fail_step(step, error))
+        else:
+            deltas.extend(self._apply(step, outcome))
+        self._counters.last_step_s = self._clock() - started_s
+        self._gate.rate.observe(self._left, self._counters.last_step_s)
+        self._left = 0
+        return deltas
+
+    def stats(self) -> Stats:
+        """Return the present counts."""
+        scheduler = self._scheduler
+        return Stats(
+            waiting=scheduler.waiting,
+            running=len(scheduler.running),
+            in_flight=len(self._live),
+            kv_blocks_used=scheduler.pool.used,
+            kv_blocks_total=scheduler.pool.blocks,
+            preemptions=scheduler.preemptions,
+            prefix_hit_tokens=scheduler.hit_tokens,
+            prefix_queried_tokens=scheduler.queried_tokens,
+            draining=self._draining,
+            **asdict(self._counters),
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError unless all invariants hold; for tests and debugging, between steps."""
+        self._scheduler.check()
+        counters = self._counters
+        ended = counters.completed + counters.failed + counters.cancelled
+        assert counters.accepted == ended + len(self._live), "a request is lost or counted twice"
+        sequences = [sequence for live in self._live.values() for sequence in live.open]
+        states = [sequence.state for sequence in sequences]
+        assert State.FINISHED not in states and State.NEW not in states, "a live sequence is not queued"
+        assert states.count(State.RUNNING) == len(self._scheduler.running), "a sequence runs for nobody"
+        assert len(states) == len(self._scheduler.running) + self._scheduler.waiting, "a sequence is lost"
+        assert all(live.open for live in self._live.values()), "a request without choices is not ended"
+
+    # What a step brought
+
+    def _apply(self, step: Step, outcome: dict[Sequence, RowResult]) -> list[SequenceDelta]:
+        deltas: list[SequenceDelta] = []
+        failed = {sequence for sequence, row in outcome.items() if row.failed}
+        self._scheduler.commit(step, failed)
+        for sequence in failed:
+            deltas.extend(self._fail_request(sequence.key, ErrorCode.NUMERICAL))
+        for sequence, row in outcome.items():
+            if sequence.state is State.FINISHED:
+                continue  # failed, or a sibling did
+            sequence.prompt_logprobs.extend(row.prompt_logprobs)
+            if row.sampled is not None:
+                deltas.append(self._grow(sequence, row.sampled))
+        return deltas
+
+    def _grow(self, sequence: Sequence, sampled: SampledToken) -> SequenceDelta:
+        request = sequence.request
+        may_stop = sequence.generated >= request.min_tokens
+        sequence.history.append(sampled.token)
+        self._counters.generated_tokens += 1
+        finish: FinishReason | None = None
+        if may_stop and sampled.token in request.stop_token_ids:
+            finish = FinishReason.STOP_TOKEN
+        elif sequence.generated >= request.max_tokens:  # the window holds these: see Gate.check_request
+            finish = FinishReason.LENGTH
+        if finish is not None:
+            return self._end(sequence, tokens=(sampled,), finish=finish)
+        return self._delta(sequence, tokens=(sampled,))
+
+    def _fail_step(self, step: Step, error: Exception) -> list[SequenceDelta]:
+        # The type alone: an exception's text may quote what was computed.
+        _log.error("step %d failed: %s", step.plan.number, type(error).__name__)
+        self._counters.failed_steps += 1
+        deltas: list[SequenceDelta] = []
+        for key in dict.fromkeys(sequence.key for sequence, _ in step.rows):
+            deltas.extend(self._fail_request(key, ErrorCode.INTERNAL))
+        self._runner.reset()
+        self._scheduler.reset()
+        return deltas
+
+    # Endings
+
+    def _fail_request(self, key: RequestKey, code: ErrorCode) -> list[SequenceDelta]:
+        """End all open choices of a request; one failed choice fails it whole."""
+        live = self._live.get(key)
+        if live is None:
+            return []  # a sibling's failure has ended it
+        live.failed = True
+        return [self._end(sequence, error=code) for sequence in list(live.open)]
+
+    def _end(
+        self,
+        sequence: Sequence,
+        *,
+        tokens: tuple[SampledToken, ...] = (),
+        finish: FinishReason | None = None,
+        error: ErrorCode | None = None,
+    ) -> SequenceDelta:
+        """Finish one choice and return its final delta; the last one ends the request."""
+        delta = self._delta(sequence, tokens, finish, error)
+        self._left += sequence.state is State.RUNNING
+        if sequence.state is not State.FINISHED:  # the scheduler itself finishes what is exhausted
+            self._scheduler.remove(sequence)
+        live = self._live[sequence.key]
+        live.open.remove(sequence)
+        if not live.open:
+            del self._live[sequence.key]
+            self._counters.failed += live.failed
+            self._counters.cancelled += live.cancelled and not live.failed
+            self._counters.completed += not (live.failed or live.cancelled)
+        return delta
+
+    def _delta(
+        self,
+        sequence: Sequence,
+        tokens: tuple[SampledToken, ...] = (),
+        finish: FinishReason | None = None,
+        error: ErrorCode | None = None,
+    ) -> SequenceDelta:
+        first = bool(tokens) and sequence.generated == 1
+        logprobs = first and sequence.sampling.prompt_logprobs is not None
+        return SequenceDelta(
+            key=sequence.key,
+            choice=sequence.choice,
+            tokens=tokens,
+            finish=finish,
+            error=error,
+            cached_tokens=sequence.cached_tokens if first else None,
+            prompt_logprobs=tuple(sequence.prompt_logprobs) if logprobs else None,
+        )

@@ -1,0 +1,109 @@
+"""From a decision (who computes how many tokens) to the integers a runner needs.
+
+Owns: the draft of a step while it is decided, and its translation into a StepPlan.
+Must not know: policy, block states, time. Standard library only.
+Invariant: rows lie in the plan in the order they were decided; a slot's table is told to the runner once.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from container.engine.blocks import Published
+from container.engine.sequence import Sequence
+from container.engine.step import (
+    ROW_HOLDS_STOPS,
+    ROW_PROMPT_LOGPROBS,
+    ROW_SAMPLES,
+    SlotAssignment,
+    StepPlan,
+    ints,
+)
+
+Publication = tuple[Sequence, int, Published]  # owner, index of the block in it, content
+
+
+@dataclass(slots=True)
+class Draft:
+    """A step being decided. `left` is what remains of the token budget."""
+
+    left: int
+    rows: dict[Sequence, int] = field(default_factory=dict)
+    prefills: int = 0
+    preempted: bool = False
+
+    def put(self, sequence: Sequence, count: int) -> None:
+        """Compute `count` tokens of `sequence`."""
+        self.rows[sequence] = count
+        self.left -= count
+        self.prefills += count > 1
+
+    def drop(self, sequence: Sequence) -> None:
+        """Take a preempted sequence out again, if it is in."""
+        self.preempted = True
+        count = self.rows.pop(sequence, 0)
+        self.left += count
+        self.prefills -= count > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A decided step: the runner's plan, and what to account for once it has run."""
+
+    plan: StepPlan
+    rows: list[tuple[Sequence, int]]
+    publish: list[Publication]
+
+
+def build(
+    number: int,
+    draft: Draft,
+    releases: Iterable[int],
+    publications: Callable[[Iterable[tuple[Sequence, int]]], list[Publication]],
+) -> Step:
+    """Return the step that `draft` describes; marks what the runner is told about each sequence."""
+    rows = list(draft.rows.items())
+    plan = StepPlan(number, releases=ints(sorted(releases)))
+    for sequence, count in rows:
+        assert sequence.slot is not None, "a row has a slot"
+        if not sequence.announced:
+            plan.assigns.append(_assignment(sequence))
+        for index in range(sequence.announced, len(sequence.table)):
+            plan.table.extend((sequence.slot, index, sequence.table[index]))
+        sequence.announced = len(sequence.table)
+        plan.slots.append(sequence.slot)
+        plan.starts.append(sequence.computed)
+        plan.counts.append(count)
+        plan.flags.append(_flags(sequence, count))
+        plan.tokens.extend(sequence.history[sequence.computed : sequence.computed + count])
+    publish = publications(rows)
+    for owner, index, _ in publish:
+        assert owner.slot is not None, "a saved block lies in a slot"
+        plan.saves.extend((owner.slot, index, owner.table[index]))
+    return Step(plan, rows, publish)
+
+
+def _assignment(sequence: Sequence) -> SlotAssignment:
+    assert sequence.slot is not None, "an assigned sequence has a slot"
+    return SlotAssignment(
+        slot=sequence.slot,
+        sampling=sequence.sampling,
+        stop_token_ids=sequence.stop_token_ids,
+        prompt_tokens=sequence.prompt_tokens,
+        cached_tokens=sequence.computed,
+        history=array("i", sequence.history),  # a copy: the runner may keep it
+    )
+
+
+def _flags(sequence: Sequence, count: int) -> int:
+    samples = sequence.computed + count == sequence.total
+    flags = 0
+    if samples:
+        flags |= ROW_SAMPLES
+        if sequence.generated < sequence.request.min_tokens:
+            flags |= ROW_HOLDS_STOPS
+    if sequence.wants_prompt_logprobs:
+        flags |= ROW_PROMPT_LOGPROBS
+    return flags

@@ -1,0 +1,158 @@
+"""One choice of one request on its way through the engine: its state, its tokens, its place in memory.
+
+Owns: the table of legal states, token history, how much of it has keys and values, blocks held, seeds.
+Must not know: other sequences, policy, the runner. Standard library only.
+Invariant: `computed` <= `total` = prompt + generated; only a RUNNING sequence holds a slot and blocks.
+
+    NEW ---> HELD ---> WAITING ---> RUNNING ---> FINISHED    every queued state may go to FINISHED
+     |                    ^          |   ^
+     +--------------------+          v   |
+                                   PREEMPTED
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from container.engine.request import SEED_BITS, EngineRequest, RequestKey, SampledToken, SamplingParams
+
+SEED_DOMAIN: Final = b"strongroom/choice-seed/v1"
+
+
+class State(enum.Enum):
+    """Where a sequence stands."""
+
+    NEW = "new"  # made, not queued yet
+    HELD = "held"  # a sibling waiting for the first choice's prompt, to take it from the prefix cache
+    WAITING = "waiting"
+    RUNNING = "running"  # owns a slot and blocks
+    PREEMPTED = "preempted"  # waits again; its tokens are kept, its keys and values are computed anew
+    FINISHED = "finished"
+
+
+LEGAL: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
+    {
+        State.NEW: frozenset({State.HELD, State.WAITING}),
+        State.HELD: frozenset({State.WAITING, State.FINISHED}),
+        State.WAITING: frozenset({State.RUNNING, State.FINISHED}),
+        State.RUNNING: frozenset({State.PREEMPTED, State.FINISHED}),
+        State.PREEMPTED: frozenset({State.RUNNING, State.FINISHED}),
+        State.FINISHED: frozenset(),
+    }
+)
+
+
+class IllegalMove(AssertionError):
+    """A sequence was moved along an arrow that the table does not have: a fault of ours."""
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Return the seed of one choice: the request's own for choice 0, an unrelated one for each other."""
+    if choice == 0:
+        return seed
+    message = SEED_DOMAIN + seed.to_bytes(SEED_BITS // 8, "little") + choice.to_bytes(4, "little")
+    return int.from_bytes(hashlib.sha256(message).digest()[: SEED_BITS // 8], "little")
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Sequence:
+    """One choice: created by `of`, moved by `move`; all other fields are written by the scheduler.
+
+    `serial` orders sequences by arrival and never changes, so a preempted sequence keeps its age.
+    """
+
+    request: EngineRequest
+    choice: int
+    serial: int
+    sampling: SamplingParams
+    stop_token_ids: tuple[int, ...]
+    history: array[int]  # prompt, then what was generated
+    root: bytes  # start of its chain of prefix keys
+    state: State = State.NEW
+    computed: int = 0  # tokens whose keys and values are valid
+    table: list[int] = field(default_factory=list)  # block ids in order
+    announced: int = 0  # table entries the runner has been told
+    slot: int | None = None
+    keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks, as far as needed yet
+    preemptions: int = 0
+    paid: bool = False  # charged to its tenant; a preempted sequence is not charged again
+    cached_tokens: int | None = None  # prefix hit of its first admission
+    prompt_logprobs: list[SampledToken] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: EngineRequest, choice: int, serial: int, root: bytes) -> Sequence:
+        """Return choice number `choice` of `request`, NEW, nothing computed."""
+        seed = choice_seed(request.sampling.seed, choice)
+        return cls(
+            request=request,
+            choice=choice,
+            serial=serial,
+            sampling=dataclasses.replace(request.sampling, seed=seed),
+            stop_token_ids=tuple(sorted(request.stop_token_ids)),
+            history=array("i", request.prompt),
+            root=root,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence(key={self.key}, choice={self.choice}, state={self.state.value}, "
+            f"computed={self.computed}, total={self.total})"
+        )
+
+    @property
+    def key(self) -> RequestKey:
+        return self.request.key
+
+    @property
+    def tenant(self) -> str:
+        return self.request.tenant
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def total(self) -> int:
+        return len(self.history)
+
+    @property
+    def generated(self) -> int:
+        return self.total - self.prompt_tokens
+
+    @property
+    def remaining(self) -> int:
+        """Tokens known but not computed; 1 means that it decodes."""
+        return self.total - self.computed
+
+    @property
+    def limit_tokens(self) -> int:
+        """The most tokens it can ever hold."""
+        return self.prompt_tokens + self.request.max_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """True until all of them have been collected: such a prompt must be computed, not looked up."""
+        asked = self.sampling.prompt_logprobs is not None
+        return asked and len(self.prompt_logprobs) < self.prompt_tokens - 1
+
+    def move(self, state: State) -> None:
+        """Go to `state`; raises IllegalMove when the table has no such arrow."""
+        if state not in LEGAL[self.state]:
+            raise IllegalMove(f"a sequence cannot go from {self.state.value} to {state.value}")
+        self.state = state
+
+    def forget_computed(self) -> None:
+        """Drop everything that is tied to a slot; tokens, seed, keys and age stay."""
+        self.computed = 0
+        self.table = []
+        self.announced = 0
+        self.slot = None
+        if self.wants_prompt_logprobs:
+            self.prompt_logprobs = []  # computed again from the first token on

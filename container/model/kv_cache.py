@@ -1,0 +1,246 @@
+"""Keys and values in host memory: a contiguous slab per running sequence, a store of published blocks.
+
+Owns: slabs, their growth, the block store, wiping.
+Must not know: models, sampling, which blocks are shared or when they are evicted (the engine does).
+Invariant: memory holds at most `resident_tokens` of sequences in slabs (rounded up to capacity classes)
+and `blocks` blocks in the store; a slab row is zero wherever no running sequence wrote.
+
+    shelf    sequences of one capacity class side by side, so that one call attends for all of them
+             per layer  K (rows, Hk, capacity, Dk)   V (rows, Hk, capacity, Dv)
+    growth   128 -> 256 -> 512 ... tokens by copy into a shelf of the next class
+    save     slab -> store, one block;   restore   store -> slab, leading blocks of a new sequence
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALLEST_CAPACITY: Final = 128  # tokens; below this a copy costs more than the memory saved
+SHELF_TOKENS: Final = 4096  # rows x capacity of one shelf; bounds what a lone sequence makes us reserve
+
+
+class KVBudgetExceeded(MemoryError):
+    """Running sequences together hold more tokens than the slabs were sized for."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one layer stores per token."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def elements(self) -> int:
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class KVLimits:
+    """What the cache may hold; `resident_tokens` None means that slots x sequence_tokens is affordable."""
+
+    slots: int
+    sequence_tokens: int
+    block_tokens: int
+    blocks: int
+    resident_tokens: int | None = None
+
+
+class Shelf:
+    """Slab rows of one capacity. `keys[layer]` and `values[layer]` are (rows, Hk, capacity, D)."""
+
+    def __init__(self, rows: int, capacity: int, layers: Sequence[LayerShape], dtype: torch.dtype) -> None:
+        self.rows = rows
+        self.capacity = capacity
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        # Layers of equal shape share one tensor, so that copies and wipes are two calls, not two per layer.
+        self.stacks: list[Tensor] = []
+        for shape, alike in groupby(layers):
+            depth = len(list(alike))
+            for lists, dim in ((self.keys, shape.key_dim), (self.values, shape.value_dim)):
+                stack = _zeros((depth, rows, shape.kv_heads, capacity, dim), dtype)
+                self.stacks.append(stack)
+                lists.extend(stack.unbind(0))
+        self._taken: set[int] = set()
+
+    @property
+    def empty(self) -> bool:
+        return not self._taken
+
+    def take(self) -> int | None:
+        """Return the lowest free row, or None when the shelf is full."""
+        row = next((row for row in range(self.rows) if row not in self._taken), None)
+        if row is not None:
+            self._taken.add(row)
+        return row
+
+    def give_back(self, row: int, tokens: int) -> None:
+        """Zero the row's first `tokens` positions and free it."""
+        for stack in self.stacks:
+            stack[:, row, :, :tokens].zero_()
+        self._taken.remove(row)
+
+    def copy_row(self, row: int, other: Shelf, other_row: int, tokens: int) -> None:
+        """Copy the first `tokens` positions of another shelf's row into `row`."""
+        for mine, theirs in zip(self.stacks, other.stacks, strict=True):
+            mine[:, row, :, :tokens] = theirs[:, other_row, :, :tokens]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return zeros whose pages cost no memory until written: numpy asks calloc, `torch.zeros` fills.
+
+    Zero matters: a masked position has weight 0, and 0 times a stray NaN would still be NaN.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a slot's sequence lies, and how many of its positions were ever written."""
+
+    shelf: Shelf
+    row: int
+    tokens: int = 0
+
+
+class KVCache:
+    """Slabs by slot and published blocks by id. Not thread-safe; the runner is its only user."""
+
+    def __init__(self, layers: Sequence[LayerShape], dtype: torch.dtype, limits: KVLimits) -> None:
+        self._layers = tuple(layers)
+        self._dtype = dtype
+        self._limits = limits
+        self._largest = -(-limits.sequence_tokens // limits.block_tokens) * limits.block_tokens
+        self._shelves: dict[int, list[Shelf]] = {}
+        self._places: dict[int, Place] = {}
+        self._store: dict[int, list[Tensor]] = {}
+        self._resident = 0
+
+    @property
+    def resident_tokens(self) -> int:
+        """Positions written in slabs, all running sequences together."""
+        return self._resident
+
+    @property
+    def stored_blocks(self) -> int:
+        return len(self._store)
+
+    @property
+    def slab_bytes(self) -> int:
+        """Memory reserved by shelves; untouched parts of it are not resident."""
+        stacks = (stack for shelves in self._shelves.values() for shelf in shelves for stack in shelf.stacks)
+        return sum(stack.numel() * stack.element_size() for stack in stacks)
+
+    def place(self, slot: int, tokens: int) -> Place:
+        """Return the slot's place with room for `tokens` positions, all of which count as written.
+
+        Raises KVBudgetExceeded when the running sequences together would not fit.
+        """
+        assert tokens <= self._largest, "a sequence is longer than the longest the runner promised"
+        place = self._places.get(slot)
+        grown = tokens - (place.tokens if place else 0)
+        limit = self._limits.resident_tokens
+        if grown > 0 and limit is not None and self._resident + grown > limit:
+            raise KVBudgetExceeded(f"slabs hold {self._resident} of {limit} tokens")
+        if place is None:
+            place = self._places[slot] = self._new_place(tokens)
+        elif tokens > place.shelf.capacity:
+            place = self._places[slot] = self._moved(place, tokens)
+        if grown > 0:
+            place.tokens += grown
+            self._resident += grown
+        return place
+
+    @torch.inference_mode()  # slabs made during a step may be changed in this mode only
+    def release(self, slot: int) -> None:
+        """Wipe and free the slot's slab; a slot that holds none is left as it is."""
+        place = self._places.pop(slot, None)
+        if place is not None:
+            self._resident -= place.tokens
+            self._vacate(place)
+
+    def save(self, slot: int, index: int, block: int) -> None:
+        """Copy the slot's block number `index` into the store under id `block`."""
+        assert 0 <= block <= self._limits.blocks, "a block id is outside the pool"
+        place = self._places[slot]
+        first, last = index * self._limits.block_tokens, (index + 1) * self._limits.block_tokens
+        assert last <= place.tokens, "a block is saved before it is full"
+        held = self._store.get(block)
+        parts = [stack[:, place.row, :, first:last] for stack in place.shelf.stacks]
+        if held is None:
+            self._store[block] = [part.clone(memory_format=torch.contiguous_format) for part in parts]
+        else:
+            for mine, part in zip(held, parts, strict=True):
+                mine.copy_(part)
+
+    def restore(self, slot: int, blocks: Sequence[int]) -> None:
+        """Copy published `blocks` into the leading positions of the slot's slab.
+
+        Raises KeyError when a block was never saved.
+        """
+        size = self._limits.block_tokens
+        held = [self._store[block] for block in blocks]
+        place = self.place(slot, len(blocks) * size)
+        for index, parts in enumerate(held):
+            for stack, part in zip(place.shelf.stacks, parts, strict=True):
+                stack[:, place.row, :, index * size : (index + 1) * size] = part
+
+    @torch.inference_mode()  # slabs made during a step may be changed in this mode only
+    def reset(self) -> None:
+        """Wipe and forget every sequence and published block."""
+        for slot in list(self._places):
+            self.release(slot)
+        for parts in self._store.values():
+            for part in parts:
+                part.zero_()
+        self._store.clear()
+
+    def close(self) -> None:
+        """Wipe everything and free the memory."""
+        self.reset()
+        self._shelves.clear()
+
+    def _capacity_for(self, tokens: int) -> int:
+        capacity = SMALLEST_CAPACITY
+        while capacity < tokens:
+            capacity *= 2
+        return min(capacity, self._largest)
+
+    def _new_place(self, tokens: int) -> Place:
+        capacity = self._capacity_for(tokens)
+        shelves = self._shelves.setdefault(capacity, [])
+        for shelf in shelves:
+            row = shelf.take()
+            if row is not None:
+                return Place(shelf, row)
+        rows = max(1, min(self._limits.slots, SHELF_TOKENS // capacity))
+        shelf = Shelf(rows, capacity, self._layers, self._dtype)
+        shelves.append(shelf)
+        row = shelf.take()
+        assert row is not None
+        return Place(shelf, row)
+
+    def _moved(self, place: Place, tokens: int) -> Place:
+        moved = self._new_place(tokens)
+        moved.shelf.copy_row(moved.row, place.shelf, place.row, place.tokens)
+        moved.tokens = place.tokens
+        self._vacate(place)
+        return moved
+
+    def _vacate(self, place: Place) -> None:
+        place.shelf.give_back(place.row, place.tokens)
+        if place.shelf.empty:  # give the memory back; one shelf per class stays to avoid reserving anew
+            shelves = self._shelves[place.shelf.capacity]
+            if len(shelves) > 1:
+                shelves.remove(place.shelf)

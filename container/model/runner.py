@@ -1,0 +1,233 @@
+"""The native runner: one StepPlan in, one packed forward, sampled tokens out.
+
+Owns: slots (assignment, block tables, history), the order of a step, prompt logprobs.
+Must not know: the scheduler, processes, how attention or sampling compute.
+Invariant: a step is releases, assignments, table, restores, forward, samples, saves, in this order, so that a
+block is never read after it was given to another sequence.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from container.engine.request import SampledToken
+from container.engine.step import (
+    ROW_HOLDS_STOPS,
+    ROW_PROMPT_LOGPROBS,
+    ROW_SAMPLES,
+    Capacity,
+    RowResult,
+    SlotAssignment,
+    StepPlan,
+    StepResult,
+)
+from container.model.packed import PackedModel, PackedRow
+from container.model.shape import Sizes
+
+SCORE_ROWS = 64  # positions scored at once: bounds the copy that log-softmax makes
+
+
+class SlotSampler(Protocol):
+    """Draws tokens for slots; container.model.sampler.Sampler is the real one."""
+
+    def assign(self, assignment: SlotAssignment) -> None: ...
+
+    def release(self, slot: int) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def sample(
+        self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
+    ) -> list[SampledToken | None]: ...
+
+
+class Scorer(Protocol):
+    """Returns the log probabilities of given tokens; container.model.sampler.score is the real one."""
+
+    def __call__(self, logits: Tensor, tokens: Sequence[int], top: int) -> list[SampledToken]: ...
+
+
+@dataclass(slots=True)
+class SlotState:
+    """What a runner remembers of a sequence between steps."""
+
+    assignment: SlotAssignment
+    table: dict[int, int] = field(default_factory=dict)  # block index in the sequence -> block id
+
+
+class SlotTable:
+    """Slots in use, the same for the native and the compat runner."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, SlotState] = {}
+
+    def __getitem__(self, slot: int) -> SlotState:
+        return self._slots[slot]
+
+    def apply(self, plan: StepPlan) -> None:
+        """Take over the plan's releases, assignments and table entries, in this order."""
+        for slot in plan.releases:
+            self._slots.pop(slot, None)
+        for assignment in plan.assigns:
+            self._slots[assignment.slot] = SlotState(assignment)
+        for slot, index, block in triples(plan.table):
+            self._slots[slot].table[index] = block
+
+    def clear(self) -> None:
+        self._slots.clear()
+
+
+def triples(flat: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Return consecutive (slot, index, block) triples of a flat array."""
+    assert len(flat) % 3 == 0, "a flat array of triples is cut short"
+    return zip(flat[0::3], flat[1::3], flat[2::3], strict=True)
+
+
+@dataclass(slots=True)
+class PlanRow:
+    """One row of a plan, with the rows of logits it owns (first, count)."""
+
+    row: int
+    slot: int
+    start: int
+    count: int
+    flags: int
+    tokens: array[int] = field(repr=False)
+    first_logit: int = 0
+    logits: int = 0
+
+    @property
+    def samples(self) -> bool:
+        return bool(self.flags & ROW_SAMPLES)
+
+    @property
+    def scored(self) -> bool:
+        return bool(self.flags & ROW_PROMPT_LOGPROBS)
+
+
+def plan_rows(plan: StepPlan) -> list[PlanRow]:
+    """Return the plan's rows with their tokens, and where their logits will be."""
+    rows = []
+    first = logit = 0
+    for row, count in enumerate(plan.counts):
+        tokens = plan.tokens[first : first + count]
+        entry = PlanRow(row, plan.slots[row], plan.starts[row], count, plan.flags[row], tokens, logit)
+        entry.logits = count if entry.scored else int(entry.samples)
+        rows.append(entry)
+        first += count
+        logit += entry.logits
+    assert first == len(plan.tokens), "the plan's token count does not match its rows"
+    return rows
+
+
+def step_result(
+    plan: StepPlan, rows: list[PlanRow], logits: Tensor, slots: SlotTable, sampler: SlotSampler, score: Scorer
+) -> StepResult:
+    """Sample and score; `logits` is (sum of row.logits, vocabulary), a row's last one is its successor's."""
+    drawing = [row for row in rows if row.samples]
+    drawn: dict[int, SampledToken | None] = {}
+    if drawing:
+        picks = [row.first_logit + row.logits - 1 for row in drawing]
+        chosen = logits if len(picks) == len(logits) else logits[picks]
+        tokens = sampler.sample(
+            chosen,
+            [row.slot for row in drawing],
+            [row.start + row.count for row in drawing],
+            [bool(row.flags & ROW_HOLDS_STOPS) for row in drawing],
+        )
+        drawn = {row.row: token for row, token in zip(drawing, tokens, strict=True)}
+    result = StepResult(plan.number)
+    for row in rows:
+        if not (row.samples or row.scored):
+            continue
+        prompt = _prompt_logprobs(row, logits, slots[row.slot].assignment, score) if row.scored else ()
+        token = drawn.get(row.row)
+        result.rows.append(RowResult(row.row, token, row.samples and token is None, prompt))
+    return result
+
+
+def _prompt_logprobs(
+    row: PlanRow, logits: Tensor, assignment: SlotAssignment, score: Scorer
+) -> list[SampledToken]:
+    """Return the log probabilities of the prompt tokens that follow the row's positions."""
+    last = min(row.start + row.count + 1, assignment.prompt_tokens)
+    targets = assignment.history[row.start + 1 : last]
+    top = assignment.sampling.prompt_logprobs or 0
+    scored: list[SampledToken] = []
+    for first in range(0, len(targets), SCORE_ROWS):
+        part = targets[first : first + SCORE_ROWS]
+        at = row.first_logit + first
+        scored.extend(score(logits[at : at + len(part)], part.tolist(), top))
+    return scored
+
+
+class NativeRunner:
+    """Runs plans on a model that passed the probe. Implements container.engine.step.Runner."""
+
+    def __init__(
+        self, packed: PackedModel, sampler: SlotSampler, score: Scorer, sizes: Sizes, capacity: Capacity
+    ) -> None:
+        self._packed = packed
+        self._sampler = sampler
+        self._score = score
+        self._sizes = sizes
+        self._capacity = capacity
+        self._slots = SlotTable()
+
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute one step; raises KVBudgetExceeded, KeyError for a block never saved, and torch's errors."""
+        kv = self._packed.kv
+        for slot in plan.releases:
+            kv.release(slot)
+            self._sampler.release(slot)
+        self._slots.apply(plan)
+        for assignment in plan.assigns:
+            self._start(assignment)
+        rows = plan_rows(plan)
+        if not rows:
+            return StepResult(plan.number)
+        packed = [_packed_row(row) for row in rows]
+        logits = self._packed.logits(packed)
+        result = step_result(plan, rows, logits, self._slots, self._sampler, self._score)
+        for slot, index, block in triples(plan.saves):
+            kv.save(slot, index, block)
+        return result
+
+    def _start(self, assignment: SlotAssignment) -> None:
+        size = self._sizes.block_tokens
+        assert assignment.cached_tokens % size == 0, "cached tokens are whole blocks"
+        self._packed.kv.release(assignment.slot)
+        self._sampler.assign(assignment)
+        if assignment.cached_tokens:
+            table = self._slots[assignment.slot].table
+            blocks = [table[index] for index in range(assignment.cached_tokens // size)]
+            self._packed.kv.restore(assignment.slot, blocks)
+
+    def reset(self) -> None:
+        self._packed.kv.reset()
+        self._sampler.reset()
+        self._slots.clear()
+
+    def close(self) -> None:
+        self.reset()
+        self._packed.close()
+
+
+def _packed_row(row: PlanRow) -> PackedRow:
+    if row.scored:
+        wanted: Sequence[int] = range(row.count)
+    elif row.samples:
+        wanted = (row.count - 1,)
+    else:
+        wanted = ()
+    return PackedRow(row.slot, row.start, row.tokens, wanted)

@@ -1,0 +1,220 @@
+"""What the machine and the model allow: memory, threads, arithmetic, window, and the KV pool that follows.
+
+Owns: facts about the host's CPU and memory, the model's window, the sizing of slots and blocks.
+Must not know: transformers classes, tensors' values, requests.
+Invariant: what is promised fits the memory it came from; a setting that cannot be met stops the start.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from container.model.kv_cache import KVLimits, LayerShape
+
+CPU_STEP_TOKENS: Final = 256  # prefill is compute-bound from here on, and decodes wait for one step at most
+CPU_RUNNING: Final = 32
+KEPT_FREE: Final = 0.1  # of the memory limit: activations, the allocator, other processes of the container
+SMALLEST_WINDOW: Final = 16  # tokens; a machine that cannot hold this cannot serve
+WINDOW_NAMES: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+UNLIMITED: Final = 1 << 60  # cgroup v1 writes a number near 2**63 for "no limit"
+MEMORY_LIMIT_FILES: Final = ("memory.max", "memory/memory.limit_in_bytes")  # cgroup v2, cgroup v1
+CGROUP: Final = Path("/sys/fs/cgroup")
+
+
+class SizingError(Exception):
+    """A setting cannot be met on this machine or by this model."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """Settings of one runner; None means: derive it from the model and the machine."""
+
+    sequence_tokens: int | None = None  # longest prompt + output
+    running_limit: int | None = None  # sequences running at once
+    step_tokens: int | None = None  # token budget of one step
+    kv_mib: int | None = None  # memory for keys and values
+    block_tokens: int = 16
+    prefix_cache: bool = True
+    compat: bool = True  # False: refuse models that fail the probe
+    dtype: str = "auto"  # auto | float32 | bfloat16
+    threads: int | None = None  # torch threads; None: physical cores the cgroup allows
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The result of sizing: what the runner promises the engine."""
+
+    sequence_tokens: int
+    slots: int
+    step_tokens: int
+    blocks: int
+    block_tokens: int
+    resident_tokens: int | None
+
+    def limits(self) -> KVLimits:
+        return KVLimits(
+            self.slots, self.sequence_tokens, self.block_tokens, self.blocks, self.resident_tokens
+        )
+
+
+def window_tokens(text_config: Any) -> int | None:
+    """Return the longest sequence the model was made for, or None when it does not say."""
+    for name in WINDOW_NAMES:
+        value = getattr(text_config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def wanted_tokens(text_config: Any, config: RunnerConfig) -> int:
+    """Return the sequence length asked for, before memory is known; raises SizingError beyond the window."""
+    window = window_tokens(text_config)
+    if config.sequence_tokens is None:
+        return window or 2048
+    if window is not None and config.sequence_tokens > window:
+        raise SizingError(f"`sequence_tokens` is {config.sequence_tokens}, the model's window is {window}")
+    if config.sequence_tokens < 2:
+        raise SizingError("`sequence_tokens` must be at least 2")
+    return config.sequence_tokens
+
+
+def kv_bytes_per_token(layers: list[LayerShape], dtype: torch.dtype) -> int:
+    return sum(layer.elements for layer in layers) * dtype.itemsize
+
+
+def size(config: RunnerConfig, wanted: int, token_bytes: int, kv_bytes: int | None = None) -> Sizes:
+    """Return what fits into the KV budget; raises SizingError when a lone sequence or a setting does not.
+
+    `token_bytes` is what one token of KV costs. The budget pays for slabs, which may be half empty after
+    growth by doubling (2 bytes reserved per byte used), and, with a prefix cache, for one store copy of each
+    block: 3 or 2 times the blocks promised. Sequences that share a cached prefix each hold a copy of it, so
+    their sum is limited apart from the blocks, unless every slot can be full at once.
+    """
+    budget = kv_bytes if kv_bytes is not None else kv_budget_bytes(config)
+    slots = config.running_limit or CPU_RUNNING
+    share = 3 if config.prefix_cache else 2
+    block_bytes = token_bytes * config.block_tokens
+    blocks = budget // (block_bytes * share)
+    affordable = blocks * config.block_tokens
+    if config.sequence_tokens is None:
+        wanted = min(wanted, affordable)
+    if affordable < max(wanted, SMALLEST_WINDOW):
+        need = -(-wanted * token_bytes * share // 2**20)
+        raise SizingError(
+            f"memory for keys and values holds {affordable} tokens, one sequence needs {wanted}\n"
+            f"hint: set `kv_mib` to at least {need} or lower `sequence_tokens`"
+        )
+    per_sequence = -(-wanted // config.block_tokens)
+    ample = slots * per_sequence * (2 if config.prefix_cache else 1)  # all slots full, and as much published
+    blocks = min(blocks, ample)
+    every_slot_full = slots * per_sequence <= blocks
+    return Sizes(
+        sequence_tokens=wanted,
+        slots=slots,
+        step_tokens=config.step_tokens or max(CPU_STEP_TOKENS, slots),
+        blocks=blocks,
+        block_tokens=config.block_tokens,
+        resident_tokens=None if every_slot_full else blocks * config.block_tokens,
+    )
+
+
+def kv_budget_bytes(config: RunnerConfig) -> int:
+    """Return the memory for KV: as set, or the limit less a tenth and what the process holds already."""
+    if config.kv_mib is not None:
+        return config.kv_mib * 2**20
+    return max(0, int(memory_limit_bytes() * (1 - KEPT_FREE)) - resident_bytes())
+
+
+def memory_limit_bytes(cgroup: Path = CGROUP, proc: Path = Path("/proc")) -> int:
+    """Return the smaller of the host's memory and the container's limit (cgroup v2 or v1)."""
+    limits = [_total_memory(proc)]
+    for name in MEMORY_LIMIT_FILES:
+        path = cgroup / name
+        if path.is_file():
+            text = path.read_text(encoding="ascii").strip()
+            if text.isdigit() and int(text) < UNLIMITED:
+                limits.append(int(text))
+    return min(limits)
+
+
+def _total_memory(proc: Path) -> int:
+    for line in (proc / "meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise SizingError("`/proc/meminfo` does not tell the memory size")
+
+
+def resident_bytes(proc: Path = Path("/proc")) -> int:
+    """Return the memory this process holds now."""
+    pages = int((proc / "self" / "statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+def cpu_flags(proc: Path = Path("/proc")) -> frozenset[str]:
+    """Return the instruction set flags of the first CPU; empty where the kernel lists none."""
+    for line in (proc / "cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def compute_dtype(setting: str, flags: frozenset[str]) -> torch.dtype:
+    """Return the dtype to compute in; raises SizingError for an unknown name.
+
+    bf16 GEMMs without AVX512-BF16 or AMX are 3-6 times slower than fp32 (measured on AVX2), so `auto` takes
+    bf16 only where the hardware multiplies it.
+    """
+    if setting == "float32":
+        return torch.float32
+    if setting == "bfloat16":
+        return torch.bfloat16
+    if setting == "auto":
+        return torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16", "bf16"} else torch.float32
+    raise SizingError(f"`dtype` is `{setting}`; choose auto, float32 or bfloat16")
+
+
+def physical_cores(cgroup: Path = CGROUP, proc: Path = Path("/proc")) -> int:
+    """Return the physical cores this process may use, by affinity and by the cgroup's quota."""
+    allowed = os.sched_getaffinity(0)
+    cores: set[tuple[str, str]] = set()
+    current: dict[str, str] = {}
+    for line in [*(proc / "cpuinfo").read_text(encoding="utf-8").splitlines(), ""]:
+        name, _, value = line.partition(":")
+        if name.strip():
+            current[name.strip()] = value.strip()
+        elif current:
+            number = current.get("processor", "0")
+            if int(number) in allowed:
+                cores.add((current.get("physical id", "0"), current.get("core id", number)))
+            current = {}
+    count = len(cores) or len(allowed)
+    quota = _quota_cores(cgroup)
+    return max(1, min(count, quota) if quota else count)
+
+
+def _quota_cores(cgroup: Path) -> int | None:
+    modern = cgroup / "cpu.max"
+    if modern.is_file():
+        quota, period = modern.read_text(encoding="ascii").split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    legacy = cgroup / "cpu" / "cpu.cfs_quota_us"
+    if legacy.is_file():
+        limit = int(legacy.read_text(encoding="ascii"))
+        period_us = int((cgroup / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        return max(1, limit // period_us) if limit > 0 else None
+    return None
+
+
+def compute_threads(setting: int | None, cores: int) -> int:
+    """Return torch's thread count: as set, or all cores, less one for fronts and IO above four."""
+    if setting is not None:
+        if setting < 1:
+            raise SizingError("`threads` must be at least 1")
+        return setting
+    return cores - 1 if cores > 4 else cores

@@ -1,0 +1,143 @@
+"""Where a model's files come from: named files and named tensors, and nothing else.
+
+Owns: the ModelSource protocol, the names a source may be asked for, and the source over a plain directory.
+Must not know: encryption, transformers, the engine. A sealed package implements the same protocol elsewhere.
+Invariant: nothing outside the directory is opened, nothing is executed, nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+MAX_FILE_BYTES: Final = 256 * 1024 * 1024  # configuration and tokenizer files; the largest known is 35 MB
+MAX_SHARDS: Final = 4096
+PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
+PICKLED_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
+
+
+class SourceError(Exception):
+    """The model's files are missing, malformed or not allowed; the text names the rule, never content."""
+
+
+class ModelSource(Protocol):
+    """Hands out a model's files and tensors; whoever implements it decides where they lie."""
+
+    def file(self, name: str) -> bytes | None:
+        """Return the file's bytes, or None when the model has no such file."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every (name, tensor) of the checkpoint once, in any order, on the CPU."""
+
+
+def read_json(source: ModelSource, name: str) -> dict[str, Any] | None:
+    """Return the JSON object in file `name`, or None when the file is absent; raises SourceError."""
+    raw = source.file(name)
+    if raw is None:
+        return None
+    try:
+        value = json.loads(raw)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise SourceError(f"`{name}` is not JSON") from None
+    if not isinstance(value, dict):
+        raise SourceError(f"`{name}` is not a JSON object")
+    return value
+
+
+class DirectorySource:
+    """A Hugging Face style directory with safetensors weights, in one file or sharded by an index.
+
+    Raises SourceError for pickled weights, for a configuration that asks to run code of its own, for names
+    that are paths, and for links that leave the directory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._root = Path(path).resolve()
+        if not self._root.is_dir():
+            raise SourceError("the model directory does not exist or is not a directory")
+        config = read_json(self, "config.json")
+        if config is None:
+            raise SourceError("the model directory has no `config.json`")
+        refuse_remote_code(config)
+        self._shards = self._find_shards()
+
+    def file(self, name: str) -> bytes | None:
+        path = self._inside(name)
+        if path is None:
+            return None
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SourceError(f"a model file exceeds {MAX_FILE_BYTES} bytes")
+        return path.read_bytes()
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        seen: set[str] = set()
+        for path in self._shards:
+            try:
+                with safe_open(path, framework="pt", device="cpu") as shard:
+                    for name in shard.keys():  # noqa: SIM118 - the handle is no mapping
+                        if name in seen:
+                            raise SourceError("a tensor is stored twice")
+                        seen.add(name)
+                        yield name, shard.get_tensor(name)
+            except SafetensorError:
+                raise SourceError("a weights file is not valid safetensors") from None
+
+    def _find_shards(self) -> list[Path]:
+        index = read_json(self, INDEX)
+        if index is not None:
+            weights = index.get("weight_map")
+            if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+                raise SourceError(f"`{INDEX}` has no usable `weight_map`")
+            names = sorted(set(weights.values()))
+        else:
+            names = [WEIGHTS]
+        if len(names) > MAX_SHARDS:
+            raise SourceError(f"`{INDEX}` names more than {MAX_SHARDS} files")
+        return [self._weights_file(name) for name in names]
+
+    def _weights_file(self, name: str) -> Path:
+        if Path(name).suffix in PICKLED_SUFFIXES:
+            raise SourceError("pickled weights are not read\nhint: convert them to safetensors")
+        if not name.endswith(".safetensors"):
+            raise SourceError("a weights file is not safetensors")
+        path = self._inside(name)
+        if path is not None:
+            return path
+        if any(entry.suffix in PICKLED_SUFFIXES for entry in self._root.iterdir()):
+            raise SourceError("only pickled weights found\nhint: convert them to safetensors")
+        raise SourceError("a weights file is missing")
+
+    def _inside(self, name: str) -> Path | None:
+        """Return the regular file `name` of the directory, or None; links may not leave the directory."""
+        if not PLAIN_NAME.fullmatch(name):
+            raise SourceError("a file name holds a path or an odd character")
+        path = self._root / name
+        if not path.exists():
+            return None
+        resolved = path.resolve()
+        if not resolved.is_relative_to(self._root):
+            raise SourceError("a link leaves the model directory")
+        if not resolved.is_file():
+            raise SourceError("a model file is not a regular file")
+        return resolved
+
+
+def refuse_remote_code(config: dict[str, Any]) -> None:
+    """Raise SourceError when `config`, at any depth, names code to be loaded beside the weights."""
+    pending: list[Any] = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if value.get("auto_map") or value.get("custom_pipelines") or value.get("trust_remote_code"):
+                raise SourceError("the configuration asks to run code of its own (`auto_map`)")
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)

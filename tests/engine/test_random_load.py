@@ -1,0 +1,129 @@
+"""Seeded random arrivals, cancels and failures on small pools, every invariant checked after each step."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from container.engine.request import ErrorCode, FinishReason, Refused, RequestKey, SamplingParams
+from tests.engine.bench import VOCABULARY, Bench, request
+from tests.engine.fake_runner import expected_tokens, prompt_logprob
+
+SHAPES = {
+    "roomy": {},
+    "tiny pool": {"blocks": 9, "sequence_tokens": 32},
+    "one block to spare": {"blocks": 33, "sequence_tokens": 128, "slots": 6, "step_tokens": 9},
+    "budget below a block": {"block_tokens": 16, "step_tokens": 9, "blocks": 12, "sequence_tokens": 96},
+    "one slot": {"slots": 1, "step_tokens": 2, "sequence_tokens": 40},
+    "no cache": {"prefix_cache": False, "blocks": 12, "sequence_tokens": 48},
+    "whole prompts": {"chunked_prefill": False, "prefix_cache": False, "blocks": 12, "sequence_tokens": 48},
+    "whole prompts, cache": {"chunked_prefill": False, "blocks": 12, "sequence_tokens": 48},
+}
+
+
+class Load:
+    """Draws what happens next."""
+
+    def __init__(self, seed: int, shape: dict[str, int | bool], faults: bool) -> None:
+        self.random = random.Random(seed)
+        self.bench = Bench(boot_key=bytes([seed % 256]) * 32, **shape)
+        self.window = self.bench.engine.capacity.sequence_tokens
+        self.next_id = 0
+        self.faults = faults
+        self.bench.runner.fault = self.fault
+        self.bench.runner.bad_rows = self.bad_rows
+        # Few prefixes, so that requests often share one.
+        self.prefixes = [[self.random.randrange(VOCABULARY) for _ in range(self.window)] for _ in range(3)]
+
+    def fault(self, plan) -> None:
+        if self.faults and self.random.random() < 0.01:
+            raise RuntimeError("the device is lost")
+
+    def bad_rows(self, plan) -> set[int]:
+        return {row for row in range(plan.rows) if self.faults and self.random.random() < 0.01}
+
+    def arrive(self) -> None:
+        draw = self.random
+        self.next_id += 1
+        tokens = draw.choice((3, self.window // 3, self.window - 1))
+        prompt_tokens = draw.randint(1, tokens)
+        max_tokens = draw.randint(1, min(12, self.window - prompt_tokens))
+        shared = draw.randint(0, prompt_tokens)
+        prompt = draw.choice(self.prefixes)[:shared]
+        prompt += [draw.randrange(VOCABULARY) for _ in range(prompt_tokens - shared)]
+        self.bench.submit(
+            request(
+                self.next_id,
+                prompt,
+                max_tokens,
+                connection=draw.randrange(3),
+                sampling=SamplingParams(
+                    seed=draw.randrange(1 << 64), prompt_logprobs=draw.choice((None, None, None, 0))
+                ),
+                choices=draw.choice((1, 1, 1, 2, 4)),
+                min_tokens=draw.randint(0, max_tokens),
+                stop_token_ids=frozenset(draw.sample(range(VOCABULARY), draw.choice((0, 2, 300)))),
+                tenant=draw.choice(("", "a", "b")),
+                cache_salt=draw.choice(("", "", "salt")),
+            )
+        )
+
+    def run(self, steps: int) -> None:
+        draw, bench = self.random, self.bench
+        for _ in range(steps):
+            while draw.random() < 0.35 and len(bench.engine._live) < 40:
+                self.arrive()
+            if bench.requests and draw.random() < 0.05:
+                bench.engine.cancel(draw.choice(list(bench.requests)))
+                bench.engine.check()
+            if draw.random() < 0.005:
+                bench.engine.cancel_connection(draw.randrange(3))
+                bench.engine.check()
+            bench.step()
+        bench.engine.drain()
+        with pytest.raises(Refused):
+            bench.engine.submit(request(1_000_000))
+        bench.run()
+        self.judge()
+
+    def judge(self) -> None:
+        """What was said is a prefix of what the model says; what ended well was said whole."""
+        for (key, number), got in self.bench.choices.items():
+            asked = self.bench.requests[key]
+            expected = expected_tokens(asked, number, VOCABULARY)
+            assert got.tokens == expected[: len(got.tokens)]
+            if got.finish in (FinishReason.LENGTH, FinishReason.STOP_TOKEN):
+                assert got.tokens == expected
+            if got.prompt_logprobs is not None:
+                ends = range(1, len(asked.prompt))
+                assert got.prompt_logprobs == [prompt_logprob(asked.prompt[: end + 1]) for end in ends]
+            allowed = {ErrorCode.INTERNAL, ErrorCode.NUMERICAL} if self.faults else set()
+            assert got.error is None or got.error in allowed
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("faults", [False, True], ids=["sound", "faulty"])
+@pytest.mark.parametrize("seed", range(2))
+def test_any_mix_of_arrivals_cancels_and_failures_ends_well(shape, faults, seed):
+    Load(seed, shape, faults).run(steps=250)
+
+
+def test_the_random_load_reaches_what_it_is_meant_to_reach():
+    load = Load(5, SHAPES["tiny pool"], faults=True)
+    load.run(steps=600)
+    stats = load.bench.engine.stats()
+    assert min(stats.preemptions, stats.prefix_hit_tokens, stats.failed_steps) > 0
+    assert min(stats.completed, stats.failed, stats.cancelled) > 0
+
+
+def test_a_connection_that_is_gone_gets_no_more_deltas():
+    load = Load(6, SHAPES["roomy"], faults=False)
+    for _ in range(60):
+        load.arrive()
+    load.bench.step()
+    load.bench.engine.cancel(RequestKey(1, next(k.id for k in load.bench.engine._live if k.connection == 1)))
+    load.bench.engine.cancel_connection(1)
+    while load.bench.engine.has_work:
+        assert all(delta.key.connection != 1 for delta in load.bench.step())
+    load.bench.check_idle()
