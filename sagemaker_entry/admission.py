@@ -24,7 +24,7 @@ class Outcome(enum.StrEnum):
 
 
 class Admission:
-    """One request's place. Workers share the gauge without a lock: the bound is exact within one per worker."""
+    """One request's place. Workers share the gauge without a lock: the bound may be passed by one each."""
 
     def __init__(self, metrics: Metrics, limit: int) -> None:
         """Raises ApiError OVERLOADED when all places are taken."""

@@ -2,8 +2,8 @@
 
 Owns: the order of things on a connection, parser errors as replies, the log line of an exchange.
 Must not know: routes, dialects, generation: it calls a WSGI application.
-Invariant: whatever bytes arrive, the answer comes from the error table or the connection is closed; bytes of one
-request never reach the next, because a connection whose body was not read to its end is not used again.
+Invariant: whatever bytes arrive, the answer comes from the error table or the connection is closed; bytes of
+one request never reach the next, because a connection whose body was not read to its end is not used again.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class HttpRequest(Request):  # type: ignore[misc]  # gunicorn has no types
     def max_buffer_headers(self, value: int) -> None:
         """The library computes 800 KB here; ours stays."""
 
+    body: Body
+
     def set_body_reader(self) -> None:
         super().set_body_reader()
         if not isinstance(self.body.reader, ChunkedReader | LengthReader):
@@ -112,7 +114,15 @@ class Connection:
         self._listener_name = listener_name
         self._unreader = SocketUnreader(sock, READ_BYTES)
         self._requests = 0
-        self.phase = Phase.IDLE
+        self._phase = Phase.IDLE
+        self._body: BodyReader | None = None  # of the exchange being served
+
+    @property
+    def phase(self) -> Phase:
+        """What the connection waits for now."""
+        if self._body is not None:
+            return Phase.RUNNING if self._body.consumed else Phase.BODY
+        return self._phase
 
     def abort(self) -> None:
         """Break the connection off from outside; whoever waits on it wakes up."""
@@ -125,7 +135,7 @@ class Connection:
         """Serve requests until either side closes."""
         try:
             while self._serve_one():
-                self.phase = Phase.IDLE
+                self._phase = Phase.IDLE
         except (OSError, http_errors.NoMoreData, StopIteration):
             return  # the client left or stalled; there is nobody to tell
         finally:
@@ -135,7 +145,7 @@ class Connection:
         """Serve one request; False when the connection is finished."""
         if not self._wait_for_request():
             return False
-        self.phase = Phase.HEADER
+        self._phase = Phase.HEADER
         try:
             with gevent.Timeout(HEADER_S, TimeoutError):
                 self._sock.settimeout(None)
@@ -188,12 +198,13 @@ class Connection:
         reply.exchange = exchange
         environ[ENVIRON_KEY] = exchange
         environ["wsgi.input"] = None  # bodies are read through the exchange only
-        self.phase = Phase.BODY
+        self._body = body
         self._host.exchanges.add(exchange)
         self._host.watch.add(fd, lifetime)
         try:
             return self._answer(reply, environ, exchange)
         finally:
+            self._body = None
             self._host.watch.remove(fd)
             self._host.exchanges.discard(exchange)
             self._log(reply, exchange)

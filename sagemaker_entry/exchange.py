@@ -2,7 +2,7 @@
 
 Owns: the facts both sides add while the exchange runs: route, dialect, counts, ids.
 Must not know: sockets, Flask, generation.
-Invariant: nothing in it is content; everything in it may be logged, except `public_id`, which the client chose.
+Invariant: nothing in it is content; all of it may be logged, except `client_id` and `public_id`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Counts:
     first_token_s: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """Facts of one exchange. `draining` asks the worker, at any time."""
 

@@ -96,7 +96,7 @@ class Front(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         worker.region = min(set(range(1, MAX_WORKERS + 1)) - taken)
 
     @staticmethod
-    def _after_fork(arbiter: Arbiter, worker: Any) -> None:
+    def _after_fork(_: Arbiter, worker: Any) -> None:
         children.die_with_parent()
         children.undumpable()
         front: Front = worker.app

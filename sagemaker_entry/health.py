@@ -7,7 +7,6 @@ Invariant: an answer costs a few memory reads and never waits for anyone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Final
 
 from container.ranks.heartbeat import HealthLimits, HeartbeatReader, LoadPhase, Snapshot, Verdict, health
@@ -24,12 +23,10 @@ class Health:
         self,
         reader: HeartbeatReader,
         metrics: Metrics,
-        text_ready: Callable[[], bool],
         limits: HealthLimits | None = None,
     ) -> None:
         self._reader = reader
         self._metrics = metrics
-        self._text_ready = text_ready
         self._limits = limits
 
     def snapshot(self) -> Snapshot:
@@ -42,9 +39,10 @@ class Health:
             return ApiError(Code.DRAINING, retry_after_s=RETRY_AFTER_S)
         page = self._reader.read()
         verdict = health(page, time.monotonic_ns(), self._limits)
-        if verdict is Verdict.READY and self._text_ready():
+        text_ready = self._metrics.total("text_ready") > 0  # a worker that starts later makes clients wait
+        if verdict is Verdict.READY and text_ready:
             return None
-        restarted = page.starts > 1 and self._text_ready()
+        restarted = page.starts > 1 and text_ready
         if verdict in (Verdict.READY, Verdict.STARTING, Verdict.LOADING) and not restarted:
             return ApiError(Code.LOADING, retry_after_s=RETRY_AFTER_S)
         return ApiError(Code.ENGINE_DOWN, retry_after_s=RETRY_AFTER_S)

@@ -53,28 +53,28 @@ class QuietLogger:
     def setup(self, cfg: Any) -> None:
         self.cfg = cfg
 
-    def critical(self, msg: str, *args: Any, **kwargs: Any) -> None:
+    def critical(self, *_: Any, **__: Any) -> None:
         write("error", "arbiter_critical")
 
-    def error(self, msg: str, *args: Any, **kwargs: Any) -> None:
+    def error(self, *_: Any, **__: Any) -> None:
         write("warning", "arbiter_error")
 
-    def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
+    def warning(self, *_: Any, **__: Any) -> None:
         write("warning", "arbiter_warning")
 
-    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
+    def exception(self, *_: Any, **__: Any) -> None:
         write("error", "arbiter_exception", kind=exception_name())
 
-    def info(self, msg: str, *args: Any, **kwargs: Any) -> None:
+    def info(self, *_: Any, **__: Any) -> None:
         """Lifecycle chatter; our own processes report theirs."""
 
-    def debug(self, msg: str, *args: Any, **kwargs: Any) -> None:
+    def debug(self, *_: Any, **__: Any) -> None:
         """As `info`."""
 
-    def log(self, lvl: int, msg: str, *args: Any, **kwargs: Any) -> None:
+    def log(self, *_: Any, **__: Any) -> None:
         """As `info`."""
 
-    def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+    def access(self, *_: Any) -> None:
         """Requests are logged by the connection, with the route's template instead of the path."""
 
     def reopen_files(self) -> None:

@@ -71,7 +71,8 @@ COUNTERS: Final = (
     "strongroom_front_restarts_total",
 )
 GAUGES: Final = ("strongroom_requests_in_flight", "strongroom_connections_open")
-FLAGS: Final = ("draining",)  # not exposed; written by the supervisor, read by the workers
+# Not exposed: `draining` is written by the supervisor, `text_ready` by each worker.
+FLAGS: Final = ("draining", "text_ready")
 
 
 def _layout() -> dict[str, int]:
@@ -142,7 +143,7 @@ class Metrics:
 
     def reset_gauges(self) -> None:
         """Zero this region's gauges: its former writer died holding them."""
-        for name in GAUGES:
+        for name in (*GAUGES, "text_ready"):
             self.put(name, 0)
 
     @property
@@ -165,8 +166,8 @@ class Metrics:
             lines += [f"# TYPE {name} {kind}", f"{name}{_braces(name, labels)} {_number(value)}"]
         lines.append("# TYPE vllm:request_success_total counter")
         for finished in FINISHED:
-            value = _number(self.total(f"finished {finished}"))
-            lines.append(f'vllm:request_success_total{{{labels},finished_reason="{finished}"}} {value}')
+            count = _number(self.total(f"finished {finished}"))
+            lines.append(f'vllm:request_success_total{{{labels},finished_reason="{finished}"}} {count}')
         lines += self._responses()
         for name, buckets in HISTOGRAMS.items():
             lines += self._histogram(name, buckets, labels)

@@ -27,7 +27,6 @@ from sagemaker_entry.generation import (
 T = TypeVar("T")
 
 LONG_TEXT_CHARS: Final = 8192  # a few milliseconds of tokenizing; the hub may stand still for 20
-CHARS_PER_MESSAGE: Final = 64  # what a template writes round a message, roughly
 
 _CODES: Final = {
     TextCode.LONE_SURROGATE: Code.LONE_SURROGATE,
@@ -36,13 +35,6 @@ _CODES: Final = {
     TextCode.TEMPLATE_TIMEOUT: Code.TEMPLATE_FAILED,
     TextCode.RESERVED_NAME: Code.TEMPLATE_FAILED,
 }
-
-
-class Rendered(Protocol):
-    """A conversation as the template wrote it."""
-
-    @property
-    def text(self) -> str: ...
 
 
 class Span(Protocol):
@@ -77,6 +69,8 @@ class Tokenizing(Protocol):
         template_kwargs: Mapping[str, Any] | None,
     ) -> Any: ...
 
+    def encode_rendered(self, rendered: Any) -> list[int]: ...
+
     def tokenize_rendered(self, rendered: Any) -> Sequence[Span]: ...
 
 
@@ -91,14 +85,15 @@ def token_ids(
         check_size(prompt.text, limits)
         ids = array("i", _encode(len(prompt.text), model.encode_text, prompt.text))
     else:
-        ids = array("i", (span.id for span in chat_spans(model, prompt, limits)[0]))
+        rendered = render(model, prompt, limits)
+        ids = array("i", _encode(len(rendered.text), model.encode_rendered, rendered))
     if request.truncate_tokens is not None:
         ids = ids[-request.truncate_tokens :]
     return ids
 
 
-def chat_spans(model: Tokenizing, prompt: ChatPrompt, limits: ModelLimits) -> tuple[Sequence[Span], str]:
-    """Return the tokens of a conversation and the text its template made of it; raises ApiError."""
+def render(model: Tokenizing, prompt: ChatPrompt, limits: ModelLimits) -> Any:
+    """Return the conversation as the model's template writes it; raises ApiError."""
     rendered = _client_error(
         model.render_chat,
         prompt.messages,
@@ -108,6 +103,12 @@ def chat_spans(model: Tokenizing, prompt: ChatPrompt, limits: ModelLimits) -> tu
         prompt.template_kwargs,
     )
     check_size(rendered.text, limits)
+    return rendered
+
+
+def chat_spans(model: Tokenizing, prompt: ChatPrompt, limits: ModelLimits) -> tuple[Sequence[Span], str]:
+    """Return the tokens of a conversation and the text its template made of it; raises ApiError."""
+    rendered = render(model, prompt, limits)
     return _encode(len(rendered.text), model.tokenize_rendered, rendered), rendered.text
 
 
@@ -134,7 +135,7 @@ def output_tokens(prompt_tokens: int, asked: int | None, limits: ModelLimits) ->
     if asked is None and room > 0:
         return room
     if asked is None or asked > room:
-        extra = {} if asked is None else {"max_tokens": asked}
+        extra: dict[str, Any] = {} if asked is None else {"max_tokens": asked}
         raise ApiError(
             Code.CONTEXT_LENGTH, limit=limits.sequence_tokens, prompt_tokens=prompt_tokens, **extra
         )

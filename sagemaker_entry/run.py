@@ -2,8 +2,8 @@
 
 Owns: which choice is where, the end of each choice, waiting with a deadline, the counts.
 Must not know: HTTP, dialects, sockets.
-Invariant: every choice gives exactly one ChoiceEnd, or `events` raises; when it is left, for whatever reason, the
-engine has been told to stop.
+Invariant: every choice gives exactly one ChoiceEnd, or `events` raises; when it is left, for whatever reason,
+the engine has been told to stop.
 """
 
 from __future__ import annotations
@@ -277,7 +277,8 @@ class Run:
         self._metrics.observe("vllm:request_prompt_tokens", len(state.ids))
         pieces: tuple[TokenPiece, ...] = ()
         if self._request.prompt_pieces:
-            known: list[Token | None] = [None, *(delta.prompt_logprobs or [None] * (len(state.ids) - 1))]
+            known: list[Token | None] = [None] * len(state.ids)
+            known[1:] = delta.prompt_logprobs or known[1:]
             pieces = tuple(
                 self._token_piece(token, self._model.token_text(token), self._model.is_special(token), tag)
                 for token, tag in zip(state.ids, known, strict=True)

@@ -56,7 +56,7 @@ class SettingsError(Exception):
 
 
 def _setting(default: Any, doc: str, **rules: Any) -> Any:
-    """Return a dataclass field; `rules`: unit, aliases, choices, low, high, pattern, first (alias that wins)."""
+    """Return a field. Rules: unit, aliases, choices, low and high, pattern and rule, first (it wins)."""
     return dataclasses.field(default=default, metadata={"doc": doc, **rules})
 
 
@@ -140,8 +140,8 @@ class Settings:
     )
     stream_error: str = _setting(
         "abort",
-        "How a stream that fails ends after its error event: connection broken off (the platform then reports "
-        "an error) or ended normally.",
+        "How a stream that fails ends after its error event: broken off (the platform then reports an error) "
+        "or ended normally.",
         choices=("abort", "event"),
     )
     unknown_fields: str = _setting("refuse", "Body fields nobody knows.", choices=("refuse", "ignore"))
@@ -189,8 +189,9 @@ def read(environment: Mapping[str, str]) -> tuple[Settings, tuple[str, ...]]:
     fields = {variable(f.name): f for f in dataclasses.fields(Settings)}
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            hint = f"did you mean {near[0]}?" if near else "the settings reference lists every name"
+            known = {known.removeprefix(PREFIX): known for known in fields}
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1)
+            hint = f"did you mean {known[near[0]]}?" if near else "the settings reference lists every name"
             raise SettingsError(f"`{name}` is not a setting", hint)
     for name, (allowed, hint) in GUARDED.items():
         if environment.get(name, "") not in allowed:

@@ -272,7 +272,7 @@ def _memory(name: str, text: str) -> int:
 
 
 def drop_privileges() -> None:
-    """In a container started as root, go on as the service's own user. Elsewhere the user is the caller's wish."""
+    """In a container started as root, go on as the service's own user; elsewhere the user was chosen."""
     if os.getpid() == 1 and os.getuid() == 0:
         os.setgroups([])
         os.setgid(SERVICE_ID)

@@ -2,8 +2,8 @@
 
 Owns: accepting, the connection cap, the worker's life from start to drain.
 Must not know: HTTP beyond handing a socket to a connection; generation.
-Invariant: while the process lives it accepts, so that a draining server answers 503 instead of nothing; it leaves
-when no exchange is running or the drain time is over, whichever is first.
+Invariant: while the process lives it accepts, so that a draining server answers 503 instead of nothing; it
+leaves when no exchange is running or the drain time is over, whichever is first.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def run(self) -> None:
         """Accept until told to stop, then drain."""
+        gevent.get_hub().print_exception = _report
         servers = [self._server(listener) for listener in self.sockets]
         while self.alive:
             self.notify()
@@ -111,3 +112,10 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         deadline = time.monotonic() + LAST_WORDS_S
         while self.exchanges and time.monotonic() < deadline:
             gevent.sleep(TURN_S / 4)
+
+
+def _report(context: Any, kind: type[BaseException] | None, *_: Any) -> None:
+    """Stand in for gevent's printing of a failed greenlet: its traceback and arguments may hold content."""
+    log.write(
+        "error", "greenlet_failed", kind=kind.__name__ if kind else "none", where=type(context).__name__
+    )

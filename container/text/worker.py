@@ -41,6 +41,7 @@ class _Child:
         self._reaped = False
         ours, theirs = socket.socketpair()
         with theirs:
+            os.set_blocking(theirs.fileno(), True)  # a socketpair made by gevent does not block
             self.pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-B", "-c", _BOOT, _ROOT],

@@ -1,0 +1,225 @@
+"""From body bytes to reply: parse, admit, run, word the answer.
+
+Owns: the order of these, streaming, what a failure becomes before and after the first byte.
+Must not know: sockets, the engine's protocol, body fields.
+Invariant: the status line is not sent before the first event is known; a stream ends with its normal end, or
+with one error event after which the body breaks off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from typing import Any, Final
+
+import gevent
+from flask import Response
+
+from sagemaker_entry import log, strict_json
+from sagemaker_entry.admission import Admission, Outcome
+from sagemaker_entry.dialects.choose import Dialect, DialectSetting, Route, choose
+from sagemaker_entry.dialects.parse import parse
+from sagemaker_entry.dialects.presenter import (
+    JSON_TYPE,
+    Parsed,
+    ParseOptions,
+    Presenter,
+    error_body,
+    status_of,
+)
+from sagemaker_entry.dialects.tgi_reply import chat_tokenize_body, tokenize_body
+from sagemaker_entry.errors import ApiError, Code
+from sagemaker_entry.exchange import ClientLeft, Exchange, StreamBroken
+from sagemaker_entry.generation import ChatPrompt, Event, ReplyContext, TextPrompt, TokenSpan
+from sagemaker_entry.metrics import Metrics
+from sagemaker_entry.prompts import chat_spans, text_spans
+from sagemaker_entry.run import Run
+from sagemaker_entry.service import Service
+from sagemaker_entry.settings import Settings
+
+LARGE_BODY_BYTES: Final = 128 * 1024  # a few milliseconds of parsing
+ID_PREFIX: Final = {Dialect.OPENAI_CHAT: "chatcmpl-", Dialect.OPENAI_COMPLETION: "cmpl-"}
+STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Replies:
+    """One per worker."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        service: Service,
+        metrics: Metrics,
+        dialect: DialectSetting,
+        fingerprint: str,
+    ) -> None:
+        self._settings = settings
+        self._service = service
+        self._metrics = metrics
+        self._dialect = dialect
+        self._fingerprint = fingerprint
+
+    def generate(self, route: Route, body: bytes, exchange: Exchange) -> Response:
+        """Return the whole answer, or a stream whose first event is known."""
+        admission = Admission(self._metrics, self._settings.max_concurrent_requests)
+        dialect: Dialect | None = None
+        run: Run | None = None
+        try:
+            value = _decode(body)
+            dialect = choose(route, value, self._dialect)
+            parsed = parse(dialect, route, value, self._options())
+            run = self._service.start(parsed.request, exchange)
+            admission.accept()
+            if parsed.request.stream:
+                return self._stream(parsed, dialect, run, admission, exchange)
+            result = parsed.presenter.complete(run.result(), self._context(exchange, dialect))
+            self.finish(run, admission, exchange, Outcome.COMPLETED)
+            return Response(result, 200, content_type=parsed.presenter.content_type)
+        except ApiError as error:
+            self.finish(run, admission, exchange, Outcome.FAILED)
+            if dialect is None:
+                raise  # worded by route
+            return self.error(error, exchange, dialect)
+        except ClientLeft:
+            self.finish(run, admission, exchange, Outcome.CANCELLED)
+            raise
+        except BaseException:
+            self.finish(run, admission, exchange, Outcome.FAILED)
+            raise
+
+    def tokenize(self, route: Route, body: bytes) -> Response:
+        """Return the tokens of a body's prompt, as TGI does."""
+        value = _decode(body)
+        dialect = choose(route, value, self._dialect)
+        request = parse(dialect, route, value, self._options()).request
+        model, limits = self._service.model, self._service.limits()
+        prompt = request.prompts[0]
+        if isinstance(prompt, ChatPrompt):
+            spans, text = chat_spans(model, prompt, limits)
+            reply = chat_tokenize_body([_span(span) for span in spans], text)
+        elif isinstance(prompt, TextPrompt):
+            reply = tokenize_body([_span(span) for span in text_spans(model, prompt.text, limits)])
+        else:
+            raise ApiError(Code.INVALID_TYPE, param="inputs", expected="a string")
+        return Response(reply, 200, content_type=JSON_TYPE)
+
+    def error(self, error: ApiError, exchange: Exchange, dialect: Dialect) -> Response:
+        """Return `error` as a reply of `dialect`."""
+        exchange.error_code = error.code.value
+        body, content_type = error_body(dialect, error, exchange.public_id)
+        response = Response(body, status_of(dialect, error), content_type=content_type)
+        if error.retry_after_s is not None:
+            response.headers["Retry-After"] = str(error.retry_after_s)
+        return response
+
+    def _stream(
+        self, parsed: Parsed, dialect: Dialect, run: Run, admission: Admission, exchange: Exchange
+    ) -> Response:
+        events = run.events()
+        first = next(events)  # an error up to here still has a status of its own
+        chunks = parsed.presenter.open(self._context(exchange, dialect)) + parsed.presenter.event(first)
+        stream = Stream(self, parsed.presenter, run, events, chunks, admission, exchange)
+        return Response(stream, 200, STREAM_HEADERS, content_type=parsed.presenter.stream_type)
+
+    def _options(self) -> ParseOptions:
+        refuse = self._settings.unknown_fields == "refuse"
+        return ParseOptions(self._service.limits(), "refuse" if refuse else "ignore")
+
+    def _context(self, exchange: Exchange, dialect: Dialect) -> ReplyContext:
+        return ReplyContext(
+            ID_PREFIX.get(dialect, "") + exchange.id,
+            int(time.time()),
+            self._settings.name,
+            self._fingerprint,
+            self._service.special_ids,
+        )
+
+    def finish(self, run: Run | None, admission: Admission, exchange: Exchange, outcome: Outcome) -> None:
+        """Close the books of one request."""
+        if run is not None:
+            run.close()
+            if outcome is not Outcome.COMPLETED:
+                self._metrics.add("finished abort" if outcome is Outcome.CANCELLED else "finished error")
+            self._measure(exchange)
+        admission.close(outcome)
+
+    def _measure(self, exchange: Exchange) -> None:
+        total_s = time.monotonic() - exchange.started_s
+        self._metrics.observe("vllm:e2e_request_latency_seconds", total_s)
+        counts = exchange.counts
+        if counts.first_token_s is not None and counts.completion_tokens > 1:
+            per_token_s = (total_s - counts.first_token_s) / (counts.completion_tokens - 1)
+            self._metrics.observe("vllm:request_time_per_output_token_seconds", per_token_s)
+
+    @property
+    def breaks_off(self) -> bool:
+        """True when a failed stream must not end normally."""
+        return self._settings.stream_error == "abort"
+
+
+class Stream:
+    """The chunks of a streamed reply, one SSE event each; `close` is always called by the server."""
+
+    def __init__(
+        self,
+        replies: Replies,
+        presenter: Presenter,
+        run: Run,
+        events: Iterator[Event],
+        ready: list[bytes],
+        admission: Admission,
+        exchange: Exchange,
+    ) -> None:
+        self._replies = replies
+        self._run = run
+        self._admission = admission
+        self._exchange = exchange
+        self._outcome: Outcome | None = None  # None until the end: a close before it is a client that left
+        self._closed = False
+        self._chunks = self._generate(presenter, events, ready)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        """End the run and close its books, once."""
+        if not self._closed:
+            self._closed = True
+            self._chunks.close()
+            outcome = self._outcome or Outcome.CANCELLED
+            self._replies.finish(self._run, self._admission, self._exchange, outcome)
+
+    def _generate(
+        self, presenter: Presenter, events: Iterator[Event], ready: list[bytes]
+    ) -> Generator[bytes, None, None]:
+        try:
+            yield from ready
+            for event in events:
+                yield from presenter.event(event)
+            yield from presenter.close()
+            self._outcome = Outcome.COMPLETED
+            return
+        except ClientLeft:
+            self._outcome = Outcome.CANCELLED
+            raise
+        except ApiError as caught:
+            error = caught
+        except Exception:  # noqa: BLE001  a failed stream must end with an error event, whatever failed
+            log.write("error", "stream_failed", id=self._exchange.id, kind=log.exception_name())
+            error = ApiError(Code.INTERNAL)
+        self._outcome = Outcome.FAILED
+        self._exchange.error_code = error.code.value
+        yield presenter.stream_error(error)
+        if self._replies.breaks_off:
+            raise StreamBroken
+
+
+def _decode(body: bytes) -> Any:
+    """Return the JSON value in `body`; large ones are parsed in a thread, off the event loop."""
+    if len(body) <= LARGE_BODY_BYTES:
+        return strict_json.loads(body)
+    return gevent.get_hub().threadpool.apply(strict_json.loads, (body,))
+
+
+def _span(span: Any) -> TokenSpan:
+    return TokenSpan(span.id, span.text, span.start, span.stop)

@@ -1,0 +1,97 @@
+"""One worker's parts put together, after gevent has patched the standard library.
+
+Owns: which concrete part fills which place. Must not know: what the parts do.
+Invariant: nothing here blocks the start; the text model loads while the worker already answers 503.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import gevent
+
+from container.ranks.client import EngineClient
+from container.ranks.heartbeat import HeartbeatReader
+from container.text.errors import TextError
+from container.text.model import TextModel
+from sagemaker_entry import log, model_files
+from sagemaker_entry.app import App
+from sagemaker_entry.dialects.listings import ServerFacts
+from sagemaker_entry.health import Health
+from sagemaker_entry.metrics import Metrics
+from sagemaker_entry.service import Engine, Model, Service
+from sagemaker_entry.settings import Settings
+
+RETRY_S = 5.0
+MAX_KEY_BYTES = 4096
+
+LoadText = Callable[[dict[str, bytes]], Model]
+
+
+def build(
+    settings: Settings,
+    door_fd: int,
+    heartbeat_fd: int,
+    metrics: Metrics,
+    *,
+    engine: Engine | None = None,
+    load_text: LoadText = TextModel.load,
+) -> Any:
+    """Return the WSGI callable; raises OSError when the key file cannot be read."""
+    service = Service(settings, engine or EngineClient(door_fd), metrics)
+    health = Health(HeartbeatReader(heartbeat_fd), metrics)
+    facts = ServerFacts(package_version(), fingerprint(settings), settings.max_concurrent_requests)
+    key = read_key(settings.api_key_file)
+    app = App(settings, service, health, metrics, facts, int(time.time()), key)
+    gevent.spawn(load, service, settings.model, load_text)
+    return app.wsgi
+
+
+def load(service: Service, model_dir: str, load_text: LoadText) -> None:
+    """Load the text model, trying again while its files are not there or not readable."""
+    while True:
+        try:
+            files = model_files.read(model_dir)
+            service.ready(load_text(files), model_files.default_sampling(files))
+        except (OSError, ValueError, TextError) as error:
+            code = error.code.value if isinstance(error, TextError) else type(error).__name__
+            log.write("error", "text_model_failed", code=code)
+            gevent.sleep(RETRY_S)
+        else:
+            log.write("info", "text_model_loaded")
+            return
+
+
+def read_key(path: str | None) -> str | None:
+    """Return the first line of the key file, None when none is configured; raises OSError, ValueError."""
+    if path is None:
+        return None
+    with Path(path).open("rb") as file:
+        key = file.read(MAX_KEY_BYTES).splitlines()[:1]
+    if not key or not key[0].strip():
+        raise ValueError("the API key file is empty")
+    return key[0].decode("utf-8").strip()
+
+
+def package_version() -> str:
+    """Return the version of the installed package, or of none."""
+    try:
+        return version("strongroom")
+    except PackageNotFoundError:
+        return "0"
+
+
+def fingerprint(settings: Settings) -> str:
+    """Return a short digest of model and configuration, in place of a revision."""
+    facts = [settings.name, settings.dtype, package_version()]
+    config = Path(settings.model, "config.json")
+    digest = hashlib.sha256("\n".join(facts).encode())
+    if config.is_file() and os.access(config, os.R_OK):
+        digest.update(config.read_bytes())
+    return "fp_" + digest.hexdigest()[:12]
