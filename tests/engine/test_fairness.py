@@ -273,3 +273,12 @@ def test_a_stream_of_younger_requests_cannot_stop_the_oldest():
         bench.step()
         steps += 1
     assert steps == 28  # a token in every step, whatever else there is
+
+
+def test_a_tenant_that_is_passed_by_is_given_its_quantum():
+    line = Line()
+    line.push("large", 3 * QUANTUM)
+    line.push("refunded", QUANTUM)
+    line.queues._lanes["refunded"].credit = QUANTUM
+    assert line.queues.head().tenant == "refunded"
+    assert line.queues._lanes["large"].credit == QUANTUM
