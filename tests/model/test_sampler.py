@@ -370,6 +370,14 @@ def test_top_logprobs_put_the_lower_id_first_and_leave_out_impossible_tokens() -
     assert result.logprob == pytest.approx(-np.log(len(tied)))
 
 
+def test_ties_among_top_logprobs_are_in_id_order() -> None:
+    values = torch.randint(0, 4, (1, 2000), generator=torch.Generator().manual_seed(1)).float()
+    params = SamplingParams(temperature=0.0, top_logprobs=1500)
+    result = draw(sampler_with(params, width=2000), values)
+    expected = sorted(range(2000), key=lambda i: (-float(values[0, i]), i))[:1500]
+    assert [token for token, _ in result.top] == expected
+
+
 def test_scores_of_given_tokens_match_log_softmax() -> None:
     logits = logits_of(16, rows=40)
     tokens = [(i * 37) % WIDTH for i in range(40)]
