@@ -300,3 +300,11 @@ def test_unknown_names_inside_messages_pass_where_the_operator_lets_them() -> No
     (prompt,) = requested(Route.CHAT, body, options).prompts
     assert isinstance(prompt, ChatPrompt)
     assert prompt.messages == ({"role": "user", "content": "x"},)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"role": "user", "content": [{"text": "x"}]}, {"role": "tool", "content": "x"}, {"role": "user"}],
+)
+def test_what_is_missing_is_called_missing(message: dict[str, Any]) -> None:
+    assert refused(Route.CHAT, {"messages": [message]}).code is Code.MISSING_FIELD
