@@ -1,6 +1,6 @@
 """An engine with the host's view of the real one, and a host around it: what the tests of this room share.
 
-Owns: FakeEngine, `serving` (engine, switchboard, host, page, in a thread), request shorthands.
+Owns: FakeEngine, `serving` (engine, switchboard, host, page, in a thread), Raw, request shorthands.
 Invariant: what `serving` starts it ends, threads and descriptors included.
 """
 
@@ -24,12 +24,13 @@ from container.engine.request import (
     SamplingParams,
     SequenceDelta,
 )
-from container.ranks.channel import BACKLOG_BYTES
+from container.ranks import messages
+from container.ranks.channel import BACKLOG_BYTES, FrameDecoder
 from container.ranks.client import EngineClient
-from container.ranks.door import make_door
+from container.ranks.door import knock, make_door
 from container.ranks.heartbeat import HeartbeatReader, HeartbeatWriter, make_page
 from container.ranks.host import Host
-from container.ranks.messages import SCHEMA_VERSION, Add, Delta, Welcome
+from container.ranks.messages import SCHEMA_VERSION, Add, Delta, Deltas, Hello, Welcome, frame
 from container.ranks.submission import Submission
 from container.ranks.switchboard import Switchboard
 from container.ranks.translation import to_prompt_bytes, to_wire_sampling
@@ -222,3 +223,46 @@ def wait_until(holds: Callable[[], bool], within_s: float = 5.0) -> None:
 
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+class Raw:
+    """A front that says exactly what it is told to."""
+
+    def __init__(self, serving: Serving, hello: bool = True) -> None:
+        self.socket = knock(serving.door_fd)
+        self.socket.settimeout(5.0)
+        self._decoder = FrameDecoder()
+        self._frames: list[messages.FromEngine] = []
+        if hello:
+            self.send(Hello())
+            assert self.receive() == WELCOME
+
+    def send(self, *messages_: messages.FromFront) -> None:
+        self.socket.sendall(b"".join(frame(m) for m in messages_))
+
+    def receive(self) -> messages.FromEngine | None:
+        """Return the next message, or None at the end."""
+        while not self._frames:
+            try:
+                data = self.socket.recv(1 << 16)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self._frames += [messages.decode_from_engine(p) for p in self._decoder.feed(data)]
+        return self._frames.pop(0)
+
+    def deltas(self, ended: int) -> list[Delta]:
+        """Return deltas until `ended` final ones have come."""
+        out: list[Delta] = []
+        while sum(d.finish is not None or d.error is not None for d in out) < ended:
+            message = self.receive()
+            assert isinstance(message, Deltas)
+            out += message.deltas
+        return out
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()

@@ -129,6 +129,22 @@ def test_a_snapshot_is_never_torn_while_the_writer_lives(page):
         reader.close()
 
 
+def test_a_reader_that_meets_a_write_waits_for_its_end(page, monkeypatch):
+    with mmap.mmap(page, PAGE_BYTES) as raw, memoryview(raw).cast("Q") as words:
+        words[1] = 7
+        writer = HeartbeatWriter(page)
+
+        def finish(pause_s: float) -> None:
+            writer.write(steps=5, accepted=5)
+
+        monkeypatch.setattr("container.ranks.heartbeat.time.sleep", finish)
+        reader = HeartbeatReader(page)
+        snapshot = reader.read()
+        assert (snapshot.steps, snapshot.accepted) == (5, 5)
+        reader.close()
+        writer.close()
+
+
 def test_a_writer_killed_in_mid_write_hides_nothing_and_the_next_one_heals_it(page):
     with mmap.mmap(page, PAGE_BYTES) as raw, memoryview(raw).cast("Q") as words:
         words[1] = 7  # odd: a write began and never ended

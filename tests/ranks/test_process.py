@@ -18,12 +18,14 @@ from dataclasses import dataclass
 import pytest
 
 from container.engine.request import SamplingParams
+from container.ranks.assembly import StartFailed, warm_up
 from container.ranks.client import EngineClient
 from container.ranks.config import EngineConfig, encode
 from container.ranks.door import make_door
 from container.ranks.heartbeat import EngineState, HeartbeatReader, LoadPhase, StartFault, make_page
 from container.ranks.submission import EngineGone
 from tests.ranks.doubles import collect, submit, tokens_of, wait_until
+from tests.ranks.model_process import CAPACITY
 
 CANARY = "canary-c0ffee"
 
@@ -116,6 +118,22 @@ def test_a_start_that_fails_says_why_in_exactly_one_line(mode, config, fault, li
         assert CANARY not in stderr
         page = s.page.read()
         assert (page.state, page.fault) == (EngineState.FAILED, fault)
+
+
+def test_an_engine_that_never_comes_to_its_first_token_is_not_waited_for():
+    class Barren:
+        capacity = CAPACITY
+        has_work = True
+
+        def submit(self, request: object) -> None:
+            return
+
+        def step(self) -> list[object]:
+            return []
+
+    with pytest.raises(StartFailed, match="0 of 2 warm-up tokens were made") as failed:
+        warm_up(Barren())
+    assert failed.value.fault is StartFault.WARMUP_FAILED
 
 
 def test_it_leaves_no_core_file_and_lets_the_front_go_first():
