@@ -120,19 +120,42 @@ def _sentencepiece(steps: list[dict[str, Any]], names: list[Any]) -> ByteRules |
     return ByteRules(piece, first_piece, leading_spaces)
 
 
+class ByteTable:
+    """The bytes of every id, worked out once each and shared by all sequences of a model."""
+
+    def __init__(self, rules: ByteRules, pieces: Sequence[str | None]) -> None:
+        self.rules = rules
+        self._pieces = pieces
+        self._known: dict[int, bytes] = {}
+
+    def of(self, token: int) -> bytes:
+        """Return the bytes of `token` inside a text; empty for ids without a piece."""
+        data = self._known.get(token)
+        if data is None:
+            piece = self._piece(token)
+            if piece is None:
+                return b""  # not kept: a client can name any number
+            data = self._known[token] = self.rules.piece(piece)
+        return data
+
+    def of_first(self, token: int) -> bytes:
+        """Return the bytes of `token` at the start of a text."""
+        piece = self._piece(token)
+        return b"" if piece is None else self.rules.first_piece(piece)
+
+    def _piece(self, token: int) -> str | None:
+        return self._pieces[token] if 0 <= token < len(self._pieces) else None
+
+
 class ByteDetokenizer:
     """For vocabularies with ByteRules."""
 
-    def __init__(
-        self, rules: ByteRules, pieces: Sequence[str | None], prompt: Sequence[int], skip: frozenset[int]
-    ) -> None:
+    def __init__(self, table: ByteTable, prompt: Sequence[int], skip: frozenset[int]) -> None:
         """`prompt` comes before what is pushed; ids in `skip` do not count as text in it."""
-        self._rules = rules
-        self._pieces = pieces
+        self._table = table
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._first = True
-        self._spaces_to_drop = rules.leading_spaces
-        self._held = 0  # unfinished bytes
+        self._spaces_to_drop = table.rules.leading_spaces
         for token in (token for token in prompt[-PROMPT_TOKENS:] if token not in skip):
             self.push(token)
         if any(token not in skip for token in prompt):
@@ -140,11 +163,11 @@ class ByteDetokenizer:
             self._spaces_to_drop = 0
 
     def push(self, token: int) -> str:
-        piece = self._pieces[token] if 0 <= token < len(self._pieces) else None
-        if piece is None:
-            return ""
-        data = self._rules.first_piece(piece) if self._first else self._rules.piece(piece)
-        self._first = False
+        if self._first:
+            data = self._table.of_first(token)
+            self._first = not self._table.of(token)
+        else:
+            data = self._table.of(token)
         return self._visible(self._decoder.decode(data))
 
     def _visible(self, text: str) -> str:

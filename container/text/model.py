@@ -19,7 +19,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from container.text.detok import ByteDetokenizer, Detokenizer, WindowDetokenizer, byte_rules
+from container.text.detok import (
+    ByteDetokenizer,
+    ByteTable,
+    Detokenizer,
+    WindowDetokenizer,
+    byte_rules,
+)
 from container.text.encoder import Encoder, TokenSpan
 from container.text.errors import TextCode, TextError, fenced
 from container.text.files import TextFiles
@@ -37,7 +43,8 @@ class TextModel:
         self._full = fenced(TextCode.FILE_MALFORMED, Tokenizer.from_str, self._vocabulary.full)
         self._check_ids()
         self._encoder = Encoder(self._vocabulary)
-        self._rules = byte_rules(files.tokenizer.get("decoder"))
+        rules = byte_rules(files.tokenizer.get("decoder"))
+        self._bytes = ByteTable(rules, self._vocabulary.pieces) if rules is not None else None
         self._matcher = ControlMatcher(self._vocabulary.controls)
         self._before, self._after = self._wrapping(files)
         self._template = ChatTemplate(files.templates, files.named) if files.templates else None
@@ -117,15 +124,11 @@ class TextModel:
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes `token` stands for inside a text; empty for ids without a piece."""
-        pieces = self._vocabulary.pieces
-        piece = pieces[token] if 0 <= token < len(pieces) else None
-        if piece is None:
-            return b""
-        if self._rules is not None:
-            return self._rules.piece(piece)
-        return (
-            piece.encode() if token in self._vocabulary.special_ids else self._native_decode([token]).encode()
-        )
+        if self._bytes is not None:
+            return self._bytes.of(token)
+        if self.is_special(token):
+            return (self._vocabulary.pieces[token] or "").encode()
+        return self._native_decode([token]).encode()
 
     def token_text(self, token: int) -> str:
         """Return `token` as text, U+FFFD for bytes that are no whole character."""
@@ -143,8 +146,8 @@ class TextModel:
         It is not to be given special ids when `skip_special_tokens`; the flag says how the prompt reads.
         """
         skip = self._vocabulary.special_ids if skip_special_tokens else frozenset()
-        if self._rules is not None:
-            return ByteDetokenizer(self._rules, self._vocabulary.pieces, prompt_ids, skip)
+        if self._bytes is not None:
+            return ByteDetokenizer(self._bytes, prompt_ids, skip)
         return WindowDetokenizer(self._native_decode, prompt_ids, skip)
 
     def _native_decode(self, ids: Sequence[int]) -> str:

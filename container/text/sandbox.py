@@ -108,6 +108,13 @@ def _join(
     return separator.join([str(item) for item in value])
 
 
+def _printable(value: object) -> object:
+    """Refuse to print functions: their text holds an address of this process."""
+    if callable(value) and not isinstance(value, jinja2.Undefined):
+        raise jinja2.exceptions.SecurityError("callable in the output")
+    return value
+
+
 def _tilde(*values: object) -> str:
     return concat([str(value) for value in values])
 
@@ -178,6 +185,7 @@ def _compile(source: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_printable,
         autoescape=False,  # the output is a prompt, not a page
         extensions=[_Generation, "jinja2.ext.loopcontrols"],
     )
@@ -233,6 +241,7 @@ def main() -> None:
     """Serve the socket on descriptor 0 until the parent closes it."""
     _restrict()
     channel = socket.socket(fileno=0)
+    channel.setblocking(True)  # a parent patched by gevent makes both ends non-blocking
     setup = frames.receive(channel)
     if setup is None:
         return

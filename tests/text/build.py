@@ -219,7 +219,7 @@ TEMPLATES = {
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+    {%- if not enable_thinking | default(true) %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
 {%- endif %}""",
     # Everything a template could do to a client's text so that the pieces of a control token meet.
     "mangling": """\
