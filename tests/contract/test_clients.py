@@ -15,7 +15,11 @@ from huggingface_hub import InferenceClient
 from tests.contract.calls import QUESTION, chat, generate
 from tests.contract.conftest import Running
 
-pytestmark = pytest.mark.real_model
+pytestmark = [
+    pytest.mark.real_model,
+    # text_generation 0.7 still calls pydantic's first API; it is theirs to change
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+]
 MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
 
 
@@ -202,9 +206,10 @@ def test_text_generation_client_understands_our_validation_error(endpoint: Runni
 
 def test_hugging_face_client_generates_and_streams(endpoint: Running) -> None:
     client = InferenceClient(model=endpoint.url)
-    text = client.text_generation("The capital of France is", max_new_tokens=8)
+    fields: Any = {"max_new_tokens": 8, "return_full_text": False}
+    text = client.text_generation("The capital of France is", **fields)
     assert "Paris" in text
-    parts = list(client.text_generation("The capital of France is", max_new_tokens=8, stream=True))
+    parts = list(client.text_generation("The capital of France is", stream=True, **fields))
     assert len(parts) == 8 and "".join(parts) == text
 
 
