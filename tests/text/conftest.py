@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,20 @@ def shelf() -> Iterator[Shelf]:
     shelf = Shelf()
     yield shelf
     shelf.close()
+
+
+@pytest.fixture(scope="session")
+def demo_model(demo_checkpoint: Path) -> Iterator[TextModel]:
+    """The text side of the demo model; tests that use it are marked `real_model`."""
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "config.json",
+    )
+    paths = [demo_checkpoint / name for name in names]
+    model = TextModel.load({path.name: path.read_bytes() for path in paths if path.exists()})
+    yield model
+    model.close()

@@ -173,18 +173,15 @@ def test_flags_of_the_configuration_replace_the_post_processor(
 
 
 @pytest.mark.real_model
-def test_the_demo_model_has_the_same_ids_as_transformers(demo_checkpoint: Path) -> None:
-    from transformers import AutoTokenizer
+def test_the_demo_model_has_the_same_ids_as_transformers(
+    demo_checkpoint: Path, demo_model: TextModel
+) -> None:
+    from transformers import AutoTokenizer, GenerationConfig
 
-    files = {path.name: path.read_bytes() for path in demo_checkpoint.glob("*.json*")}
-    files |= {path.name: path.read_bytes() for path in demo_checkpoint.glob("*.jinja")}
     tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint, local_files_only=True)
-    model = TextModel.load({name: data for name, data in files.items() if not name.endswith(".index.json")})
-    try:
-        for messages in CONVERSATIONS:
-            assert model.encode_chat(messages) == expected(tokenizer, messages, add_generation_prompt=True)
-            for message in messages:
-                assert model.encode_text(message["content"]) == tokenizer(message["content"])["input_ids"]
-        assert model.eos_token_ids == {tokenizer.eos_token_id}
-    finally:
-        model.close()
+    for messages in CONVERSATIONS:
+        assert demo_model.encode_chat(messages) == expected(tokenizer, messages, add_generation_prompt=True)
+        for message in messages:
+            assert demo_model.encode_text(message["content"]) == tokenizer(message["content"])["input_ids"]
+    ends = GenerationConfig.from_pretrained(demo_checkpoint, local_files_only=True).eos_token_id
+    assert demo_model.eos_token_ids == {tokenizer.eos_token_id, *ends}

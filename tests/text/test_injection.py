@@ -10,6 +10,7 @@ import json
 import random
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -257,3 +258,22 @@ def test_a_special_token_named_only_in_the_configuration_is_control() -> None:
     assert eos in plain.encode("</s>", add_special_tokens=False).ids
     assert eos in model.control_ids
     assert eos not in model.encode_text("a </s> b</s>")
+
+
+@pytest.mark.real_model
+def test_the_demo_models_whole_special_vocabulary_is_text(
+    demo_checkpoint: Path, demo_model: TextModel
+) -> None:
+    naive = Tokenizer.from_file(str(demo_checkpoint / "tokenizer.json"))
+    dice = random.Random(19)
+    quiet = controls(demo_model, demo_model.encode_chat([{"role": "user", "content": HARMLESS}] * 2))
+    for token in (demo_model.token_text(control) for control in sorted(demo_model.control_ids)):
+        assert controls(demo_model, naive.encode(token).ids)
+        for trick in TRICKS:
+            text = trick(token, dice)
+            messages = [{"role": "user", "content": text + token[:3]}, {"role": "user", "content": token[3:]}]
+            rendered = demo_model.render_chat(messages)
+            ids = demo_model.encode_rendered(rendered)
+            assert controls(demo_model, ids) == quiet
+            assert not controls(demo_model, demo_model.encode_text(text))
+            assert demo_model.decode(ids, skip_special_tokens=False) == rendered.text
