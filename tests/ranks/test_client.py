@@ -196,8 +196,15 @@ def test_an_engine_that_talks_rubbish_is_left(door, rubbish):
 def test_an_engine_of_another_schema_is_left(door):
     from msgspec.structs import replace
 
-    with puppet(door, frame(replace(WELCOME, schema=99))) as (client, _), pytest.raises(EngineGone):
-        client.welcome(2.0)
+    with closing(EngineClient(door[0])) as client, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.welcome, 10.0)  # waits already when the answer comes
+        engines: list[socket.socket] = []
+        wait_until(lambda: engines.extend(answer(door[1])) or bool(engines))
+        engines[0].setblocking(True)
+        with engines[0] as engine:
+            engine.sendall(frame(replace(WELCOME, schema=99)))
+            with pytest.raises(EngineGone):
+                asked.result(10)
 
 
 def test_an_engine_that_stops_reading_blocks_nobody(door, monkeypatch):
