@@ -2,7 +2,8 @@
 
 Owns: the limits, the rules a request must meet, the estimate of the wait.
 Must not know: sequences, blocks, the runner beyond its capacity. Standard library only.
-Invariant: what is accepted can run alone: its prompt and output fit the window and the pool.
+Invariant: what is accepted can run alone: its prompt and output fit the window, the pool and
+what running sequences may hold together.
 """
 
 from __future__ import annotations
@@ -100,7 +101,10 @@ class Gate:
         if request.sampling.prompt_logprobs is not None and not capacity.prompt_logprobs:
             raise Refused(ErrorCode.UNSUPPORTED)
         tokens = len(request.prompt) + request.max_tokens
-        if tokens > min(capacity.sequence_tokens, capacity.blocks * capacity.block_tokens):
+        longest = min(capacity.sequence_tokens, capacity.blocks * capacity.block_tokens)
+        if capacity.resident_tokens is not None:
+            longest = min(longest, capacity.resident_tokens)
+        if tokens > longest:
             raise Refused(ErrorCode.CONTEXT_LENGTH)
 
     def check_room(self, running: int, waiting: int) -> None:

@@ -127,8 +127,12 @@ def test_prompt_logprobs_are_refused_where_the_runner_has_none():
 
 @pytest.mark.parametrize(
     ("sizes", "tokens"),
-    [({"sequence_tokens": 24}, 24), ({"blocks": 5, "sequence_tokens": 128}, 20)],
-    ids=["window", "pool"],
+    [
+        ({"sequence_tokens": 24}, 24),
+        ({"blocks": 5, "sequence_tokens": 128}, 20),
+        ({"resident_tokens": 19, "sequence_tokens": 128}, 19),
+    ],
+    ids=["window", "pool", "residents"],
 )
 def test_what_is_accepted_can_run_alone_and_one_token_more_is_refused(sizes, tokens):
     bench = Bench(**sizes)
