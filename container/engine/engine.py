@@ -117,16 +117,18 @@ class Engine:
         self._counters.accepted += 1
         self._counters.prompt_tokens += len(request.prompt)
 
-    def cancel(self, key: RequestKey) -> None:
-        """End a request that nobody waits for, in whatever state it is; unknown and ended ones are no error.
+    def cancel(self, key: RequestKey, choice: int | None = None) -> None:
+        """End a request, or one choice of it, that nobody waits for; unknown and ended ones are no error.
 
-        Its choices' final deltas come with the next `step`.
+        The final deltas come with the next `step`. The request counts as cancelled when nothing of it is left
+        running, else as its other choices end.
         """
         live = self._live.get(key)
         if live is None:
             return
-        live.cancelled = True
-        for sequence in list(live.open):
+        leaving = [sequence for sequence in live.open if choice is None or sequence.choice == choice]
+        live.cancelled = len(leaving) == len(live.open)
+        for sequence in leaving:
             self._pending.append(self._end(sequence, finish=FinishReason.CANCELLED))
 
     def cancel_connection(self, connection: int) -> None:

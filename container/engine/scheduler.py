@@ -251,7 +251,7 @@ class Scheduler:
         return sequence.total + 1 - sequence.computed - draft.rows.get(sequence, 0)
 
     def _headroom(self) -> int:
-        """The watermark of tokens held: room for decodes to grow into, in tokens; 0 where there is no limit."""
+        """The watermark of tokens held: room for decodes to grow into; 0 where there is no limit."""
         if self._capacity.resident_tokens is None:
             return 0
         growth = -(-len(self.running) // WATERMARK_SEQUENCES) * self.pool.block_tokens

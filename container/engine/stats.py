@@ -17,7 +17,7 @@ class Counters:
     refused: int = 0
     completed: int = 0
     failed: int = 0
-    cancelled: int = 0
+    cancelled: int = 0  # what was still open was; a choice that ended before changes nothing
     prompt_tokens: int = 0  # of accepted prompts, once per request
     generated_tokens: int = 0  # of all choices
     steps: int = 0

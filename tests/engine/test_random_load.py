@@ -78,7 +78,7 @@ class Load:
             while draw.random() < 0.35 and len(bench.engine._live) < 40:
                 self.arrive()
             if bench.requests and draw.random() < 0.05:
-                bench.engine.cancel(draw.choice(list(bench.requests)))
+                bench.engine.cancel(draw.choice(list(bench.requests)), draw.choice((None, 0, 1, 3)))
                 bench.engine.check()
             if draw.random() < 0.005:
                 bench.engine.cancel_connection(draw.randrange(3))
