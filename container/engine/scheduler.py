@@ -47,9 +47,7 @@ class Scheduler:
         self.pool = BlockPool(capacity.blocks, capacity.block_tokens)
         self.queue = TenantQueues(capacity.step_tokens)
         self.running: list[Sequence] = []  # oldest first
-        self.preemptions = 0
-        self.hit_tokens = 0
-        self.queried_tokens = 0
+        self.forget_counts()
         self._held: dict[Sequence, list[Sequence]] = {}  # first choice: its siblings
         self._slots = list(range(running_limit))  # a heap: the lowest free slot is taken first
         self._released: list[int] = []  # slots the runner has not been told to free
@@ -59,6 +57,11 @@ class Scheduler:
     def waiting(self) -> int:
         """Sequences that have been accepted and do not run."""
         return len(self.queue) + sum(map(len, self._held.values()))
+
+    @property
+    def full(self) -> bool:
+        """True when a newcomer would wait: no slot is free, or others wait for tokens or blocks."""
+        return len(self.running) == self._limit or len(self.queue) > 0
 
     # Arrivals and departures
 
@@ -91,6 +94,10 @@ class Scheduler:
         sequence.move(State.FINISHED)
         self.queue.refund(sequence)
         self._release_siblings(sequence)
+
+    def forget_counts(self) -> None:
+        """Count preemptions and prefix hits from zero."""
+        self.preemptions = self.hit_tokens = self.queried_tokens = 0
 
     def reset(self) -> None:
         """After a failed step, when the runner has forgotten everything: all that still run start over.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Running totals since start, in requests and tokens."""
+    """Running totals since start, the warm-up excepted, in requests and tokens."""
 
     accepted: int = 0
     refused: int = 0
