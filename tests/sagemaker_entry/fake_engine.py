@@ -113,7 +113,6 @@ class FakeEngine:
             self._page.write(
                 state=heartbeat.EngineState.LOADING,
                 load_phase=heartbeat.LoadPhase.WEIGHTS,
-                load_percent=40,
                 beat_ns=time.monotonic_ns(),
             )
             if time.monotonic() >= until:
