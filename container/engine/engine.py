@@ -225,13 +225,13 @@ class Engine:
 
     def _grow(self, sequence: Sequence, sampled: SampledToken) -> SequenceDelta:
         request = sequence.request
-        may_stop = sequence.generated >= request.min_tokens
+        before = sequence.generated
         sequence.history.append(sampled.token)
         self._counters.generated_tokens += 1
         finish: FinishReason | None = None
-        if may_stop and sampled.token in request.stop_token_ids:
+        if before >= request.min_tokens and sampled.token in request.stop_token_ids:
             finish = FinishReason.STOP_TOKEN
-        elif sequence.generated >= request.max_tokens:  # the window holds these: see Gate.check_request
+        elif before + 1 >= request.max_tokens:  # the window holds these: see Gate.check_request
             finish = FinishReason.LENGTH
         if finish is not None:
             return self._end(sequence, tokens=(sampled,), finish=finish)

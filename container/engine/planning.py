@@ -77,9 +77,10 @@ def build(
         assert sequence.slot is not None, "a row has a slot"
         if not sequence.announced:
             plan.assigns.append(_assignment(sequence))
-        for index in range(sequence.announced, len(sequence.table)):
-            plan.table.extend((sequence.slot, index, sequence.table[index]))
-        sequence.announced = len(sequence.table)
+        if sequence.announced != len(sequence.table):
+            for index in range(sequence.announced, len(sequence.table)):
+                plan.table.extend((sequence.slot, index, sequence.table[index]))
+            sequence.announced = len(sequence.table)
         plan.slots.append(sequence.slot)
         plan.starts.append(sequence.computed)
         plan.counts.append(count)
