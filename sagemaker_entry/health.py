@@ -47,12 +47,12 @@ class Health:
             return ApiError(Code.LOADING, retry_after_s=RETRY_AFTER_S)
         return ApiError(Code.ENGINE_DOWN, retry_after_s=RETRY_AFTER_S)
 
-    def phase(self) -> dict[str, str | int]:
+    def phase(self) -> dict[str, str]:
         """Return where loading is, for the body of a red /ping."""
         page = self._reader.read()
         known = page.load_phase in LoadPhase._value2member_map_
         phase = LoadPhase(page.load_phase) if known else LoadPhase.NONE
-        return {"phase": phase.name.lower(), "percent": page.load_percent}
+        return {"phase": phase.name.lower()}
 
     def engine_series(self) -> dict[str, tuple[str, float]]:
         """Return the engine's own metrics: name -> (type, value)."""
