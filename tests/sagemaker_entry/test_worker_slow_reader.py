@@ -12,8 +12,8 @@ import pytest
 from tests.sagemaker_entry.harness import Server, post, status_of, wait_until
 from tests.sagemaker_entry.quick_front import WRITE_S
 
-# 16 choices of 4,000 tokens with 20 alternatives each: far more than the kernel's buffers take
-MUCH = {"prompt": "abcdefg ", "max_tokens": 4000, "n": 16, "logprobs": 20}
+# 16 choices of 4,000 tokens: more than the kernel's buffers take, and some seconds of work for the engine
+MUCH = {"prompt": "abcdefg wait=2 ", "max_tokens": 4000, "n": 16, "logprobs": 20}
 
 
 @pytest.fixture(scope="module")
