@@ -190,7 +190,12 @@ def test_a_key_file_that_cannot_be_read_ends_the_container_instead_of_serving_wi
 
 @pytest.mark.parametrize(
     ("content", "key"),
-    [(b"abc\n", "abc"), (b"  abc \r\nsecond\n", "abc"), (b"k\xc3\xa9y", "k\u00e9y"), (b"a" * 5000, "a" * 4096)],
+    [
+        (b"abc\n", "abc"),
+        (b"  abc \r\nsecond\n", "abc"),
+        (b"k\xc3\xa9y", "k\u00e9y"),
+        (b"a" * 5000, "a" * 4096),
+    ],
 )
 def test_the_key_is_the_first_line_of_its_file(tmp_path: Path, content: bytes, key: str) -> None:
     (tmp_path / "key").write_bytes(content)

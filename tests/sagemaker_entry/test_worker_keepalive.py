@@ -73,7 +73,12 @@ REPLIES: list[tuple[str, str, str, Any, dict[str, str], int]] = [
     ("method", "path", "body", "headers", "expected"), [r[1:] for r in REPLIES], ids=[r[0] for r in REPLIES]
 )
 def test_the_connection_serves_the_next_request_after_every_kind_of_reply(
-    line: http.client.HTTPConnection, method: str, path: str, body: Any, headers: dict[str, str], expected: int
+    line: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: Any,
+    headers: dict[str, str],
+    expected: int,
 ) -> None:
     for _ in range(2):
         assert ask(line, method, path, body, **headers)[0] == expected
@@ -121,7 +126,9 @@ def test_requests_pipelined_behind_a_stream_are_answered_after_it(server: Server
 
 def test_a_connection_is_closed_after_a_stream_that_broke_off(server: Server) -> None:
     failing = json.dumps(completion("ab error=internal at=2 ", stream=True)).encode()
-    reply = server.raw(post("/v1/completions", failing, close=False) + b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+    reply = server.raw(
+        post("/v1/completions", failing, close=False) + b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+    )
     assert reply.count(b"HTTP/1.1 ") == 1, "the next reply would be read as part of the broken stream"
     assert b'"internal"' in reply
 
