@@ -1,4 +1,4 @@
-"""Requests through the real engine and a real runner, in one thread, every invariant checked after every step."""
+"""Requests through the real engine and a real runner, in one thread, invariants checked after every step."""
 
 from __future__ import annotations
 
