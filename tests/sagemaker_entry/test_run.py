@@ -42,7 +42,7 @@ class Ending:
         deltas: list[Delta] = batch
         return deltas
 
-    def cancel(self) -> None:
+    def cancel(self, choice: int | None = None) -> None:
         self.cancels += 1
 
 
