@@ -175,6 +175,7 @@ class App:
         body, _ = error_body(Dialect.OPENAI_CHAT, error, current().public_id)
         response = _json(json.dumps(json.loads(body) | self._health.phase()).encode())
         response.status_code = error.status
+        response.headers["Retry-After"] = str(error.retry_after_s)
         current().error_code = error.code.value
         return response
 

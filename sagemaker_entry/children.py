@@ -7,6 +7,7 @@ Invariant: a child dies with its parent, dumps no core, and holds no descriptor 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -18,6 +19,7 @@ from typing import Final
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 EXEC_FAILED: Final = 127
+EXIT_UNUSABLE: Final = 4  # of a front that another start cannot cure; gunicorn passes it on from a worker
 
 # Everything else is dropped: each server variable changes configuration from outside.
 PASSED: Final = (
@@ -60,7 +62,10 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], keep_fds: Sequence[int], 
         os.setsid()  # a terminal's Ctrl-C reaches the supervisor alone
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if oom_score:
-            Path("/proc/self/oom_score_adj").write_text(str(oom_score))
+            # Of an undumpable process, /proc/self belongs to root; exec sets the same again.
+            libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+            with contextlib.suppress(OSError):  # a read-only /proc must not keep the child from starting
+                Path("/proc/self/oom_score_adj").write_text(str(oom_score))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -9,6 +9,7 @@ one request never reach the next, because a connection whose body was not read t
 from __future__ import annotations
 
 import enum
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -38,6 +39,9 @@ WRITE_S: Final = 30.0
 LINGER_S: Final = 2.0  # how long a refused client may go on sending before it is cut off
 HEADERS_LIMIT_BYTES: Final = 64 * 1024
 READ_BYTES: Final = 64 * 1024
+
+# A request line, or as much of one as has come: printable ASCII up to CR LF, and no other way to end it.
+_REQUEST_LINE = re.compile(rb"[ -~]*+(?:\r\n|\r?\Z)")
 
 
 class Phase(enum.IntEnum):
@@ -147,6 +151,7 @@ class Connection:
             return False
         self._phase = Phase.HEADER
         try:
+            self._check_start()
             with gevent.Timeout(HEADER_S, TimeoutError):
                 self._sock.settimeout(None)
                 request = HttpRequest(self._host.cfg, self._unreader, self._address, self._requests)
@@ -169,6 +174,13 @@ class Connection:
             buffered = self._sock.recv(READ_BYTES)
         self._unreader.unread(buffered)
         return bool(buffered)
+
+    def _check_start(self) -> None:
+        """Refuse at once what can never become a request; the parser would wait for more of it."""
+        start = self._unreader.take_buffered()
+        self._unreader.unread(start)
+        if _REQUEST_LINE.match(start) is None:
+            raise ApiError(Code.BAD_REQUEST)
 
     def _check(self, request: HttpRequest) -> None:
         if request.version >= (1, 1) and request.header("HOST") is None:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import gevent
 from gevent.monkey import get_original
 
+from sagemaker_entry import log
+
 WATCH_INTERVAL_S = 0.05  # half of the 100 ms in which a disconnect must reach the engine
 
 
@@ -62,7 +64,7 @@ class ClientWatch:
         """Watch `fd` until `remove`."""
         self._lifetimes[fd] = lifetime
         self._poll.register(fd, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
-        if self._greenlet is None:
+        if not self._greenlet:  # none yet, or it has ended
             self._greenlet = gevent.spawn(self._run)
 
     def remove(self, fd: int) -> None:
@@ -73,8 +75,16 @@ class ClientWatch:
     def _run(self) -> None:
         while self._lifetimes:
             for fd, _ in self._poll.poll(0):
-                lifetime = self._lifetimes[fd]
+                lifetime = self._lifetimes.get(fd)
+                if lifetime is None:
+                    continue  # removed while an earlier one of this round was ended
                 self.remove(fd)
-                lifetime.end(End.CLIENT_LEFT)
+                self._end(lifetime)
             gevent.sleep(WATCH_INTERVAL_S)
-        self._greenlet = None
+
+    @staticmethod
+    def _end(lifetime: Lifetime) -> None:
+        try:
+            lifetime.end(End.CLIENT_LEFT)
+        except Exception:  # noqa: BLE001  the watch over all other clients must go on
+            log.write("error", "end_failed", kind=log.exception_name())

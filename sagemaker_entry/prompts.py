@@ -11,8 +11,6 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-import gevent
-
 from container.text.errors import TextCode, TextError
 from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.generation import (
@@ -23,6 +21,7 @@ from sagemaker_entry.generation import (
     TextPrompt,
     TokenPrompt,
 )
+from sagemaker_entry.threads import beside
 
 T = TypeVar("T")
 
@@ -157,8 +156,7 @@ def _encode(chars: int, call: Callable[..., T], *arguments: Any) -> T:
     """Call a native tokenizer; in a thread, where it releases the interpreter, when the text is long."""
     if chars <= LONG_TEXT_CHARS:
         return _client_error(call, *arguments)
-    result: T = gevent.get_hub().threadpool.apply(_client_error, (call, *arguments))
-    return result
+    return beside(_client_error, call, *arguments)
 
 
 def _client_error(call: Callable[..., T], *arguments: Any) -> T:

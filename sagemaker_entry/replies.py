@@ -9,10 +9,9 @@ with one error event after which the body breaks off.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final
 
-import gevent
 from flask import Response
 
 from sagemaker_entry import log, strict_json
@@ -36,6 +35,7 @@ from sagemaker_entry.prompts import chat_spans, text_spans
 from sagemaker_entry.run import Run
 from sagemaker_entry.service import Service
 from sagemaker_entry.settings import Settings
+from sagemaker_entry.threads import beside
 
 LARGE_BODY_BYTES: Final = 128 * 1024  # a few milliseconds of parsing
 ID_PREFIX: Final = {Dialect.OPENAI_CHAT: "chatcmpl-", Dialect.OPENAI_COMPLETION: "cmpl-"}
@@ -65,9 +65,9 @@ class Replies:
         dialect: Dialect | None = None
         run: Run | None = None
         try:
-            value = _decode(body)
-            dialect = choose(route, value, self._dialect)
-            parsed = parse(dialect, route, value, self._options())
+            dialect, parsed = self._understand(route, body)
+            if isinstance(parsed, ApiError):
+                raise parsed
             run = self._service.start(parsed.request, exchange)
             admission.accept()
             if parsed.request.stream:
@@ -89,16 +89,16 @@ class Replies:
 
     def tokenize(self, route: Route, body: bytes) -> Response:
         """Return the tokens of a body's prompt, as TGI does."""
-        value = _decode(body)
-        dialect = choose(route, value, self._dialect)
-        request = parse(dialect, route, value, self._options()).request
+        _, parsed = self._understand(route, body)
+        if isinstance(parsed, ApiError):
+            raise parsed
         model, limits = self._service.model, self._service.limits()
-        prompt = request.prompts[0]
+        prompt = parsed.request.prompts[0]
         if isinstance(prompt, ChatPrompt):
             spans, text = chat_spans(model, prompt, limits)
-            reply = chat_tokenize_body([_span(span) for span in spans], text)
+            reply = beside(_chat_tokens, spans, text)
         elif isinstance(prompt, TextPrompt):
-            reply = tokenize_body([_span(span) for span in text_spans(model, prompt.text, limits)])
+            reply = beside(_text_tokens, text_spans(model, prompt.text, limits))
         else:
             raise ApiError(Code.INVALID_TYPE, param="inputs", expected="a string")
         return Response(reply, 200, content_type=JSON_TYPE)
@@ -120,6 +120,14 @@ class Replies:
         chunks = parsed.presenter.open(self._context(exchange, dialect)) + parsed.presenter.event(first)
         stream = Stream(self, parsed.presenter, run, events, chunks, admission, exchange)
         return Response(stream, 200, STREAM_HEADERS, content_type=parsed.presenter.stream_type)
+
+    def _understand(self, route: Route, body: bytes) -> tuple[Dialect, Parsed | ApiError]:
+        """Return the dialect of `body` and what it asks for, or why it is refused in that dialect.
+
+        Raises ApiError where no dialect is known. Large bodies are read in a thread, off the event loop.
+        """
+        arguments = (route, body, self._dialect, self._options())
+        return beside(_read, *arguments) if len(body) > LARGE_BODY_BYTES else _read(*arguments)
 
     def _options(self) -> ParseOptions:
         refuse = self._settings.unknown_fields == "refuse"
@@ -214,11 +222,23 @@ class Stream:
             raise StreamBroken
 
 
-def _decode(body: bytes) -> Any:
-    """Return the JSON value in `body`; large ones are parsed in a thread, off the event loop."""
-    if len(body) <= LARGE_BODY_BYTES:
-        return strict_json.loads(body)
-    return gevent.get_hub().threadpool.apply(strict_json.loads, (body,))
+def _read(
+    route: Route, body: bytes, setting: DialectSetting, options: ParseOptions
+) -> tuple[Dialect, Parsed | ApiError]:
+    value = strict_json.loads(body)
+    dialect = choose(route, value, setting)
+    try:
+        return dialect, parse(dialect, route, value, options)
+    except ApiError as error:
+        return dialect, error
+
+
+def _chat_tokens(spans: Sequence[Any], text: str) -> bytes:
+    return chat_tokenize_body([_span(span) for span in spans], text)
+
+
+def _text_tokens(spans: Sequence[Any]) -> bytes:
+    return tokenize_body([_span(span) for span in spans])
 
 
 def _span(span: Any) -> TokenSpan:

@@ -71,6 +71,7 @@ class _ChoiceState:
     tokens: int = 0
     last_token: int = -1
     logprob_sum: float = 0.0
+    last_token_s: float | None = None
     ended: bool = False
 
 
@@ -80,6 +81,10 @@ class _PromptState:
     submission: Submitted
     choices: list[_ChoiceState]
     told: bool = False  # PromptInfo is out
+
+    @property
+    def ended(self) -> bool:
+        return all(choice.ended for choice in self.choices)
 
 
 class Run:
@@ -104,7 +109,6 @@ class Run:
         self._counts = counts
         self._metrics = metrics
         self._started_s = time.monotonic()
-        self._last_token_s: float | None = None
         self._pumps: list[gevent.Greenlet] = []
         self._prompts = [
             _PromptState(ids, submission, [_ChoiceState(self._stream(ids)) for _ in range(request.best_of)])
@@ -125,7 +129,13 @@ class Run:
             state = self._prompts[index]
             for delta in deltas:
                 yield from self._apply(index, state, delta)
+<<<<<<< HEAD
             if all(choice.ended for each in self._prompts for choice in each.choices):
+=======
+            if state.ended:
+                state.submission.cancel()  # a stop string ends a choice the engine would go on with
+            if all(each.ended for each in self._prompts):
+>>>>>>> w2b
                 return
 
     def result(self) -> GenerationResult:
@@ -183,19 +193,19 @@ class Run:
         arrived: gevent.queue.SimpleQueue = gevent.queue.SimpleQueue()
         self._pumps = [gevent.spawn(self._pump, i, state, arrived) for i, state in enumerate(self._prompts)]
         while True:
-            index, outcome = arrived.get()  # every pump ends by the deadline
-            if isinstance(outcome, Exception):
+            index, outcome = arrived.get()  # every pump ends by the deadline, and says so
+            if not isinstance(outcome, Exception):
+                yield index, outcome
+            elif not self._prompts[index].ended:  # else the pump had run ahead, past the prompt's end
                 raise outcome
-            yield index, outcome
 
     def _pump(self, index: int, state: _PromptState, arrived: Any) -> None:
         try:
-            while not all(choice.ended for choice in state.choices):
+            while not state.ended:
                 arrived.put((index, self._next(state.submission)))
                 gevent.sleep(0)  # the consumer marks ended choices
-        except (ApiError, ClientLeft) as error:
-            if not all(choice.ended for choice in state.choices):
-                arrived.put((index, error))
+        except Exception as error:  # noqa: BLE001  raised again by the consumer, which would else wait for ever
+            arrived.put((index, error))
 
     def _next(self, submission: Submitted) -> list[Delta]:
         try:
@@ -257,12 +267,12 @@ class Run:
 
     def _count_token(self, choice: _ChoiceState, token: Token) -> None:
         now = time.monotonic()
-        if self._last_token_s is None:
+        if self._counts.first_token_s is None:
             self._counts.first_token_s = now - self._started_s
             self._metrics.observe("vllm:time_to_first_token_seconds", now - self._started_s)
-        else:
-            self._metrics.observe("vllm:inter_token_latency_seconds", now - self._last_token_s)
-        self._last_token_s = now
+        if choice.last_token_s is not None:
+            self._metrics.observe("vllm:inter_token_latency_seconds", now - choice.last_token_s)
+        choice.last_token_s = now
         choice.tokens += 1
         choice.last_token = token.token
         choice.logprob_sum += token.logprob or 0.0

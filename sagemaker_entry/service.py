@@ -122,7 +122,7 @@ class Service:
                 exchange.counts,
                 self._metrics,
             )
-        except ApiError:
+        except BaseException:
             for _, submission in submitted:
                 submission.cancel()
             raise

@@ -220,6 +220,9 @@ class Supervisor:
                 return False
         else:
             self._metrics.add("strongroom_front_restarts_total")
+            if code == children.EXIT_UNUSABLE:
+                log.write("error", "front_cannot_start", code=code)
+                return False
         if too_often:
             log.write("error", "giving_up", child=child.name, deaths=DEATHS, within_s=DEATH_WINDOW_S)
             return False

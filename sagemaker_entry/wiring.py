@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -22,13 +23,15 @@ from container.text.errors import TextError
 from container.text.model import TextModel
 from sagemaker_entry import log, model_files
 from sagemaker_entry.app import App
+from sagemaker_entry.children import EXIT_UNUSABLE
 from sagemaker_entry.dialects.listings import ServerFacts
 from sagemaker_entry.health import Health
 from sagemaker_entry.metrics import Metrics
 from sagemaker_entry.service import Engine, Model, Service
 from sagemaker_entry.settings import Settings
 
-RETRY_S = 5.0
+ATTEMPTS = 5
+RETRY_S = 2.0
 MAX_KEY_BYTES = 4096
 
 LoadText = Callable[[dict[str, bytes]], Model]
@@ -43,29 +46,38 @@ def build(
     engine: Engine | None = None,
     load_text: LoadText = TextModel.load,
 ) -> Any:
-    """Return the WSGI callable; raises OSError when the key file cannot be read."""
+    """Return the WSGI callable; raises SystemExit when the key file cannot be read."""
     service = Service(settings, engine or EngineClient(door_fd), metrics)
     health = Health(HeartbeatReader(heartbeat_fd), metrics)
     facts = ServerFacts(package_version(), fingerprint(settings), settings.max_concurrent_requests)
-    key = read_key(settings.api_key_file)
+    try:
+        key = read_key(settings.api_key_file)
+    except (OSError, ValueError) as error:
+        log.write("error", "api_key_unreadable", kind=type(error).__name__)
+        sys.exit(EXIT_UNUSABLE)
     app = App(settings, service, health, metrics, facts, int(time.time()), key)
     gevent.spawn(load, service, settings.model, load_text)
     return app.wsgi
 
 
 def load(service: Service, model_dir: str, load_text: LoadText) -> None:
-    """Load the text model, trying again while its files are not there or not readable."""
-    while True:
+    """Load the text model; files may still be on their way, so it is tried ATTEMPTS times.
+
+    Raises SystemExit after the last: a worker that can never answer must not stay behind the port.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
         try:
             files = model_files.read(model_dir)
             service.ready(load_text(files), model_files.default_sampling(files))
-        except (OSError, ValueError, TextError) as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, without a tokenizer there is no service
             code = error.code.value if isinstance(error, TextError) else type(error).__name__
-            log.write("error", "text_model_failed", code=code)
-            gevent.sleep(RETRY_S)
+            log.write("error", "text_model_failed", code=code, attempt=attempt)
         else:
             log.write("info", "text_model_loaded")
             return
+        if attempt < ATTEMPTS:
+            gevent.sleep(RETRY_S)
+    sys.exit(EXIT_UNUSABLE)
 
 
 def read_key(path: str | None) -> str | None:

@@ -128,7 +128,11 @@ class FakeEngine:
             now = time.monotonic()
             due = min((r.due_s for r in self._requests), default=now + 0.1)
             waiting = [channel.socket for channel in self._channels]
-            readable, _, _ = select.select([self._door_fd, *waiting], [], [], max(0.0, min(0.1, due - now)))
+            full = [channel.socket for channel in self._channels if channel.wants_write]
+            wait_s = max(0.0, min(0.1, due - now))
+            readable, _, _ = select.select([self._door_fd, *waiting], full, [], wait_s)
+            for channel in self._channels:
+                channel.flush()
             if self._door_fd in readable:
                 for connection in door.answer(self._door_fd):
                     self._numbers += 1

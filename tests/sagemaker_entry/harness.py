@@ -83,6 +83,7 @@ class Server:
         step_s: float = 10.0,
         fault: str = "NONE",
         nofile: int = 0,
+        front: str = "real",
         **environment: str,
     ) -> None:
         self.directory = directory
@@ -94,6 +95,7 @@ class Server:
             "step-s": step_s,
             "fault": fault,
             "nofile": nofile,
+            "front": front,
         }
         self._arguments = [part for name, value in steering.items() for part in (f"--{name}", str(value))]
         self._environment = {

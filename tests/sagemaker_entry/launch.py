@@ -9,7 +9,8 @@ import sys
 
 from container.ranks.heartbeat import HealthLimits
 from sagemaker_entry import log, settings
-from sagemaker_entry.supervisor import Commands, Supervisor, engine_command
+from sagemaker_entry.supervisor import Commands, Supervisor, engine_command, front_command
+from tests.sagemaker_entry import quick_front
 
 
 def main() -> int:
@@ -19,6 +20,7 @@ def main() -> int:
     parser.add_argument("--step-s", type=float, default=10.0)
     parser.add_argument("--fault", default="NONE")
     parser.add_argument("--nofile", type=int, default=0)
+    parser.add_argument("--front", choices=("real", "quick"), default="real")
     options = parser.parse_args()
 
     def engine(config_fd: int, door_fd: int, heartbeat_fd: int) -> list[str]:
@@ -40,7 +42,8 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options.nofile, options.nofile))
     chosen, _ = settings.read(os.environ)
     log.set_level(chosen.log_level)
-    return Supervisor(chosen, Commands(engine=engine, health_limits=limits), os.environ).run()
+    front = quick_front.command if options.front == "quick" else front_command
+    return Supervisor(chosen, Commands(engine, front, limits), os.environ).run()
 
 
 if __name__ == "__main__":

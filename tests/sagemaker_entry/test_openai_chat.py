@@ -308,3 +308,9 @@ def test_unknown_names_inside_messages_pass_where_the_operator_lets_them() -> No
 )
 def test_what_is_missing_is_called_missing(message: dict[str, Any]) -> None:
     assert refused(Route.CHAT, {"messages": [message]}).code is Code.MISSING_FIELD
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_generation_prompt_can_be_asked_for_or_left_out_by_itself(adds: bool) -> None:
+    prompt = prompt_of(chat(add_generation_prompt=adds))
+    assert (prompt.add_generation_prompt, prompt.continue_final_message) == (adds, False)

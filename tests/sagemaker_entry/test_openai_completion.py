@@ -154,3 +154,8 @@ def test_what_is_asked_of_the_engine_for_logprobs_echo_and_ranking(
     assert request.sampling.top_logprobs == top
     assert request.sampling.prompt_logprobs == prompt_top
     assert request.prompt_pieces is pieces
+
+
+def test_a_best_of_that_asks_for_no_more_than_n_can_be_streamed() -> None:
+    wanted = requested(Route.COMPLETIONS, {"prompt": "x", "n": 2, "best_of": 2, "stream": True})
+    assert (wanted.choices, wanted.best_of, wanted.stream) == (2, 2, True)

@@ -76,6 +76,8 @@ ROWS: list[tuple[str, bytes, set[int]]] = [
     ("A13 NUL", with_header(b"X-A: a\x00b"), {400}),
     ("A13 bare CR", with_header(b"X-A: a\rb"), {400}),
     ("A14 line feeds only", b"GET /ping HTTP/1.1\nHost: x\n\n", {400}),
+    ("A14 TLS", bytes([22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]) + bytes(50), {400}),
+    ("A14 a lone CR", b"GET /ping HTTP/1.1\rHost: x\r\r", {400}),
     ("A14 binary", bytes(range(256)) * 4, {400}),
     ("A21 no Host", b"GET /ping HTTP/1.1\r\n\r\n", {400}),
     ("A21 two Hosts", b"GET /ping HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", {400}),
@@ -196,3 +198,18 @@ def test_a_large_body_below_the_limit_is_read_whole(server: Server) -> None:
     padded = GENERATE + b" " * (20 * 1024 * 1024)
     status, _, _ = server.request("POST", "/invocations", padded, {"Content-Type": "application/json"})
     assert status == 200
+
+
+def test_a14_a_request_line_that_arrives_byte_by_byte_is_read(server: Server) -> None:
+    with server.connect() as client:
+        client.settimeout(5)
+        for byte in b"GET /ping HTTP/1.1\r\n":
+            client.sendall(bytes([byte]))
+            time.sleep(0.005)
+        client.sendall(b"Host: x\r\nX-A: \xc3\xa9\r\n\r\n")
+        assert status_of(client.recv(1000)) == 200
+
+
+def test_a14_bytes_that_are_no_request_are_refused_behind_a_good_one_too(server: Server) -> None:
+    reply = server.raw(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01\x02\x00")
+    assert [int(part[:3]) for part in reply.split(b"HTTP/1.1 ")[1:]] == [200, 400]
