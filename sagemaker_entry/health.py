@@ -47,12 +47,12 @@ class Health:
             return ApiError(Code.LOADING, retry_after_s=RETRY_AFTER_S)
         return ApiError(Code.ENGINE_DOWN, retry_after_s=RETRY_AFTER_S)
 
-    def phase(self) -> dict[str, str | int]:
+    def phase(self) -> dict[str, str]:
         """Return where loading is, for the body of a red /ping."""
         page = self._reader.read()
         known = page.load_phase in LoadPhase._value2member_map_
         phase = LoadPhase(page.load_phase) if known else LoadPhase.NONE
-        return {"phase": phase.name.lower(), "percent": page.load_percent}
+        return {"phase": phase.name.lower()}
 
     def engine_series(self) -> dict[str, tuple[str, float]]:
         """Return the engine's own metrics: name -> (type, value)."""
@@ -65,6 +65,8 @@ class Health:
             "vllm:prefix_cache_queries_total": ("counter", page.prefix_queried_tokens),
             "vllm:prefix_cache_hits_total": ("counter", page.prefix_hit_tokens),
             "strongroom_engine_steps_total": ("counter", page.steps),
+            "strongroom_engine_step_seconds_total": ("counter", page.step_ns_sum / 1e9),
+            "strongroom_engine_step_seconds_p99": ("gauge", page.step_p99_ns / 1e9),  # of the last steps
             "strongroom_engine_failed_steps_total": ("counter", page.failed_steps),
             "strongroom_engine_starts_total": ("counter", page.starts),
         }

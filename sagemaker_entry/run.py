@@ -51,7 +51,7 @@ class Submitted(Protocol):
 
     def next(self, wait_s: float | None = None) -> list[Delta]: ...
 
-    def cancel(self) -> None: ...
+    def cancel(self, choice: int | None = None) -> None: ...
 
 
 class AnswerModel(StreamModel, Protocol):
@@ -129,9 +129,13 @@ class Run:
             state = self._prompts[index]
             for delta in deltas:
                 yield from self._apply(index, state, delta)
+<<<<<<< HEAD
+            if all(choice.ended for each in self._prompts for choice in each.choices):
+=======
             if state.ended:
                 state.submission.cancel()  # a stop string ends a choice the engine would go on with
             if all(each.ended for each in self._prompts):
+>>>>>>> w2b
                 return
 
     def result(self) -> GenerationResult:
@@ -243,6 +247,8 @@ class Run:
         reason = self._end(choice, delta.finish)
         if reason is not None:
             choice.ended = True
+            if delta.finish is None:
+                state.submission.cancel(delta.choice)  # a stop string: the engine would go on
             self._metrics.add("finished length" if reason is EndReason.LENGTH else "finished stop")
             self._metrics.observe("vllm:request_generation_tokens", choice.tokens)
             yield ChoiceEnd(index, delta.choice, reason, choice.tokens, self._seed)

@@ -113,6 +113,20 @@ class Settings:
     max_running: int | None = _setting(
         None, "Sequences computed together. Derived from model and machine.", low=1, high=4096
     )
+    max_waiting: int | None = _setting(
+        None,
+        "Sequences that may wait for a place among those computed; the next request is answered 429. "
+        "Derived: four times the places.",
+        low=0,
+        high=65536,
+    )
+    max_wait_s: float = _setting(
+        5.0,
+        "Estimated wait for a place from which on requests are answered 429.",
+        unit="s",
+        low=0.1,
+        high=3600,
+    )
     step_tokens: int | None = _setting(
         None, "Token budget of one step. Derived.", unit="tokens", low=16, high=1_048_576
     )

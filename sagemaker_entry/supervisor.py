@@ -60,6 +60,8 @@ def engine_config(settings: Settings) -> EngineConfig:
         sequence_tokens=settings.max_sequence_tokens,
         running_limit=settings.max_running,
         step_tokens=settings.step_tokens,
+        waiting_limit=settings.max_waiting,
+        waiting_s=settings.max_wait_s,
         kv_mib=settings.kv_mib,
         prefix_cache=settings.prefix_cache != "off",
         compat=settings.compat != "off",

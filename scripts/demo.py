@@ -16,16 +16,12 @@ from typing import Any
 from infra.emulator.server import Emulator
 from scripts.demo_model import ensure_checkpoint
 from scripts.endpoint import ROOT, Endpoint
+from scripts.progress import progress, say
 
 CACHE = ROOT / ".cache" / "models"
 QUESTION = "What is the capital of France?"
 STORY = "Write three sentences about the sea."
 STREAM_TOKENS = 96
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal what is being done."""
-    print(f"demo: {text}", file=sys.stderr, flush=True)
 
 
 def chat(question: str, **fields: Any) -> bytes:
@@ -88,7 +84,8 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     say("the model is SmolLM2-135M-Instruct (Apache-2.0), carried by an installed package")
-    model_dir = ensure_checkpoint(options.cache, lambda stage, done: say(f"{stage} ({done:.0%})"))
+    with progress("preparing the model") as told:
+        model_dir = ensure_checkpoint(options.cache, told)
     say("starting the server")
     with Endpoint(model_dir, progress=say) as endpoint:
         say(f"healthy after {endpoint.start_s:.1f} s; putting the local SageMaker runtime in front of it")

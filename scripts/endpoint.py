@@ -71,6 +71,7 @@ class Endpoint:
         self._progress = progress
         self._environment = {
             "STRONGROOM_MODEL": str(model_dir),
+            "STRONGROOM_SERVED_NAME": "smollm2-135m-instruct",
             "STRONGROOM_HOST": "127.0.0.1",
             "STRONGROOM_PORT": str(self.port),
             **(environment or {}),

@@ -14,9 +14,10 @@ import threading
 from pathlib import Path
 
 from infra.emulator.server import Emulator
-from scripts.demo import CACHE, say
+from scripts.demo import CACHE
 from scripts.demo_model import ensure_checkpoint
 from scripts.endpoint import Endpoint
+from scripts.progress import progress, say
 
 
 def main() -> int:
@@ -34,7 +35,10 @@ def main() -> int:
     )
     options = parser.parse_args()
     environment = dict(pair.split("=", 1) for pair in options.set)
-    model_dir = options.model or ensure_checkpoint(CACHE, lambda stage, done: say(f"{stage} ({done:.0%})"))
+    model_dir = options.model
+    if model_dir is None:
+        with progress("preparing the model") as told:
+            model_dir = ensure_checkpoint(CACHE, told)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

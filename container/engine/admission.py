@@ -2,7 +2,8 @@
 
 Owns: the limits, the rules a request must meet, the estimate of the wait.
 Must not know: sequences, blocks, the runner beyond its capacity. Standard library only.
-Invariant: what is accepted can run alone: its prompt and output fit the window and the pool.
+Invariant: what is accepted can run alone: its prompt and output fit the window, the pool and
+what running sequences may hold together.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ WAITING_S: Final = 5.0  # a longer wait is better spent at another replica
 RETRY_AFTER_MIN_S: Final = 1
 RETRY_AFTER_MAX_S: Final = 30
 RATE_HALF_LIFE_S: Final = 20.0  # long against one request, short against a change of load
-RATE_MIN_FINISHED: Final = 4.0  # fewer say nothing about the rate
+ANSWERS_HALF_LIFE: Final = 32.0  # answers; their length depends on what is asked, not on the load
+MIN_ANSWERS: Final = 3.5  # four of late; fewer say nothing about the next
 CACHE_SALT: Final = re.compile(r"[A-Za-z0-9_-]{0,64}", re.ASCII)
 
 
@@ -61,26 +63,41 @@ class EngineLimits:
         return running, waiting
 
 
-class DrainRate:
-    """How fast running sequences end, over the engine's busy time; recent steps count most."""
+class Pace:
+    """How fast a full engine hands out places, from what it measured: tokens a second, tokens per answer.
+
+    What requests declare plays no part: most end early. Neither do steps with places to spare: a lone
+    sequence makes few tokens a second, and says nothing about a full batch.
+    """
 
     def __init__(self) -> None:
-        self._finished = 0.0
-        self._busy_s = 0.0
+        self._tokens = 0.0  # generated in full steps ...
+        self._busy_s = 0.0  # ... that took so long
+        self._answers = 0.0
+        self._answer_tokens = 0.0
 
-    def observe(self, finished: int, busy_s: float) -> None:
-        """Record that `finished` sequences left in a step of `busy_s` seconds."""
+    def observe(self, tokens: int, busy_s: float) -> None:
+        """Record a step of a full engine: `tokens` generated in `busy_s` seconds."""
         fade = 0.5 ** (busy_s / RATE_HALF_LIFE_S)
-        self._finished = self._finished * fade + finished
+        self._tokens = self._tokens * fade + tokens
         self._busy_s = self._busy_s * fade + busy_s
 
+    def answered(self, tokens: int) -> None:
+        """Record that a running sequence ended, in whatever way, after `tokens` generated ones."""
+        fade = 0.5 ** (1 / ANSWERS_HALF_LIFE)
+        self._answers = self._answers * fade + 1
+        self._answer_tokens = self._answer_tokens * fade + tokens
+
     def wait_s(self, ahead: int) -> float | None:
-        """Return the time until `ahead` more sequences have ended; None while too few have been seen."""
+        """Return the time until `ahead` more sequences have ended; None while too little is known to say.
+
+        Exact for a steady mix. Just after a cold start it is short: brief answers are the first to end.
+        """
         if ahead <= 0:
             return 0.0
-        if self._finished < RATE_MIN_FINISHED:
+        if self._answers < MIN_ANSWERS or self._tokens <= 0.0:
             return None
-        return ahead * self._busy_s / self._finished
+        return ahead * (self._answer_tokens / self._answers) * (self._busy_s / self._tokens)
 
 
 class Gate:
@@ -90,7 +107,11 @@ class Gate:
         self._capacity = capacity
         self.running_limit, self.waiting_limit = limits.resolve(capacity)
         self._waiting_s = limits.waiting_s
-        self.rate = DrainRate()
+        self.pace = Pace()
+
+    def forget_pace(self) -> None:
+        """Know nothing about the wait again."""
+        self.pace = Pace()
 
     def check_request(self, request: EngineRequest) -> None:
         """Raise Refused (INVALID, UNSUPPORTED or CONTEXT_LENGTH) unless `request` can run alone."""
@@ -100,16 +121,20 @@ class Gate:
         if request.sampling.prompt_logprobs is not None and not capacity.prompt_logprobs:
             raise Refused(ErrorCode.UNSUPPORTED)
         tokens = len(request.prompt) + request.max_tokens
-        if tokens > min(capacity.sequence_tokens, capacity.blocks * capacity.block_tokens):
+        longest = min(capacity.sequence_tokens, capacity.blocks * capacity.block_tokens)
+        if capacity.resident_tokens is not None:
+            longest = min(longest, capacity.resident_tokens)
+        if tokens > longest:
             raise Refused(ErrorCode.CONTEXT_LENGTH)
 
     def check_room(self, running: int, waiting: int) -> None:
         """Raise Refused(QUEUE_FULL) when the queue is at its bound or the wait would be too long.
 
-        Free slots count as room: sequences that the next step takes are not a queue.
+        Free slots count as room: sequences that the next step takes are not a queue. While nothing is known
+        about the wait, as in a first burst, only the bound holds.
         """
         free = self.running_limit - running
-        wait_s = self.rate.wait_s(waiting + 1 - free)
+        wait_s = self.pace.wait_s(waiting + 1 - free)
         if waiting < self.waiting_limit + free and (wait_s is None or wait_s <= self._waiting_s):
             return
         retry_after_s = RETRY_AFTER_MIN_S

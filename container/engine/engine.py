@@ -77,7 +77,7 @@ class Engine:
         self._pending: list[SequenceDelta] = []  # endings that happened between steps
         self._counters = Counters()
         self._serial = 0
-        self._left = 0  # running sequences that ended since the last step
+        self._step_number = 0
         self._draining = False
 
     @property
@@ -117,16 +117,18 @@ class Engine:
         self._counters.accepted += 1
         self._counters.prompt_tokens += len(request.prompt)
 
-    def cancel(self, key: RequestKey) -> None:
-        """End a request that nobody waits for, in whatever state it is; unknown and ended ones are no error.
+    def cancel(self, key: RequestKey, choice: int | None = None) -> None:
+        """End a request, or one choice of it, that nobody waits for; unknown and ended ones are no error.
 
-        Its choices' final deltas come with the next `step`.
+        The final deltas come with the next `step`. The request counts as cancelled when nothing of it is left
+        running, else as its other choices end.
         """
         live = self._live.get(key)
         if live is None:
             return
-        live.cancelled = True
-        for sequence in list(live.open):
+        leaving = [sequence for sequence in live.open if choice is None or sequence.choice == choice]
+        live.cancelled = len(leaving) == len(live.open)
+        for sequence in leaving:
             self._pending.append(self._end(sequence, finish=FinishReason.CANCELLED))
 
     def cancel_connection(self, connection: int) -> None:
@@ -139,6 +141,13 @@ class Engine:
         """Refuse new requests from now on; call `step` until `has_work` is False to finish the accepted."""
         self._draining = True
 
+    def forget_history(self) -> None:
+        """Count from zero: what was done so far was a warm-up, nobody's request. Only without work."""
+        assert not self.has_work, "history is forgotten between requests only"
+        self._counters = Counters()
+        self._scheduler.forget_counts()
+        self._gate.forget_pace()
+
     # The step
 
     def step(self) -> list[SequenceDelta]:
@@ -148,11 +157,14 @@ class Engine:
         """
         deltas, self._pending = self._pending, []
         started_s = self._clock()
-        step = self._scheduler.plan(self._counters.steps + 1)
+        step = self._scheduler.plan(self._step_number + 1)
         for sequence in self._scheduler.take_exhausted():
             deltas.extend(self._fail_request(sequence.key, ErrorCode.KV_EXHAUSTED))
         if step is None:
             return deltas
+        generated = self._counters.generated_tokens
+        full = self._scheduler.full
+        self._step_number += 1
         self._counters.steps += 1
         try:
             outcome = match(step, self._runner.run(step.plan), self._capacity.vocabulary)
@@ -161,8 +173,9 @@ class Engine:
         else:
             deltas.extend(self._apply(step, outcome))
         self._counters.last_step_s = self._clock() - started_s
-        self._gate.rate.observe(self._left, self._counters.last_step_s)
-        self._left = 0
+        if full:
+            made = self._counters.generated_tokens - generated
+            self._gate.pace.observe(made, self._counters.last_step_s)
         return deltas
 
     def stats(self) -> Stats:
@@ -212,13 +225,13 @@ class Engine:
 
     def _grow(self, sequence: Sequence, sampled: SampledToken) -> SequenceDelta:
         request = sequence.request
-        may_stop = sequence.generated >= request.min_tokens
+        before = sequence.generated
         sequence.history.append(sampled.token)
         self._counters.generated_tokens += 1
         finish: FinishReason | None = None
-        if may_stop and sampled.token in request.stop_token_ids:
+        if before >= request.min_tokens and sampled.token in request.stop_token_ids:
             finish = FinishReason.STOP_TOKEN
-        elif sequence.generated >= request.max_tokens:  # the window holds these: see Gate.check_request
+        elif before + 1 >= request.max_tokens:  # the window holds these: see Gate.check_request
             finish = FinishReason.LENGTH
         if finish is not None:
             return self._end(sequence, tokens=(sampled,), finish=finish)
@@ -255,7 +268,8 @@ class Engine:
     ) -> SequenceDelta:
         """Finish one choice and return its final delta; the last one ends the request."""
         delta = self._delta(sequence, tokens, finish, error)
-        self._left += sequence.state is State.RUNNING
+        if sequence.state is State.RUNNING:  # who only waited leaves no place behind
+            self._gate.pace.answered(sequence.generated)
         if sequence.state is not State.FINISHED:  # the scheduler itself finishes what is exhausted
             self._scheduler.remove(sequence)
         live = self._live[sequence.key]

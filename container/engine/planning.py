@@ -27,9 +27,14 @@ Publication = tuple[Sequence, int, Published]  # owner, index of the block in it
 
 @dataclass(slots=True)
 class Draft:
-    """A step being decided. `left` is what remains of the token budget."""
+    """A step being decided.
+
+    `left` is what remains of the token budget, `resident_left` of the tokens that running sequences may hold
+    together (see Capacity.resident_tokens).
+    """
 
     left: int
+    resident_left: int
     rows: dict[Sequence, int] = field(default_factory=dict)
     prefills: int = 0
     preempted: bool = False
@@ -38,13 +43,15 @@ class Draft:
         """Compute `count` tokens of `sequence`."""
         self.rows[sequence] = count
         self.left -= count
+        self.resident_left -= count
         self.prefills += count > 1
 
     def drop(self, sequence: Sequence) -> None:
-        """Take a preempted sequence out again, if it is in."""
+        """Take a preempted sequence out again, if it is in; call it while it still holds what it computed."""
         self.preempted = True
         count = self.rows.pop(sequence, 0)
         self.left += count
+        self.resident_left += sequence.computed + count
         self.prefills -= count > 1
 
 
@@ -70,9 +77,10 @@ def build(
         assert sequence.slot is not None, "a row has a slot"
         if not sequence.announced:
             plan.assigns.append(_assignment(sequence))
-        for index in range(sequence.announced, len(sequence.table)):
-            plan.table.extend((sequence.slot, index, sequence.table[index]))
-        sequence.announced = len(sequence.table)
+        if sequence.announced != len(sequence.table):
+            for index in range(sequence.announced, len(sequence.table)):
+                plan.table.extend((sequence.slot, index, sequence.table[index]))
+            sequence.announced = len(sequence.table)
         plan.slots.append(sequence.slot)
         plan.starts.append(sequence.computed)
         plan.counts.append(count)

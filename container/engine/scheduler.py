@@ -3,7 +3,7 @@
 Owns: running sequences, slots, the order of relief when blocks are short, siblings that wait for a prompt.
 Must not know: what a token means, stop rules, clients, time. Standard library only.
 Invariant: nothing else moves a sequence or touches its blocks; between steps a running sequence holds exactly
-the blocks of its computed tokens.
+the blocks of its computed tokens, and all together compute at most `resident_tokens`.
 
 One token budget, no phases: a sequence has `computed` and `total` tokens and a step closes part of the gap.
 Decoding, chunked prefill, prefix hits and recomputing after preemption are all that one thing.
@@ -31,6 +31,7 @@ from container.engine.tenants import TenantQueues
 PINNED_AFTER: Final = 3  # preemptions; a fourth would recompute more than it frees
 WATERMARK_SHARE: Final = 100  # one block in so many stays free on admission, for decodes to grow into
 WATERMARK_SEQUENCES: Final = 8  # and one block per so many running sequences, whichever is more
+UNLIMITED_TOKENS: Final = 1 << 62  # `resident_tokens` None, without a second kind of arithmetic
 
 _arrival = attrgetter("serial")
 
@@ -41,12 +42,12 @@ class Scheduler:
     def __init__(self, capacity: Capacity, running_limit: int) -> None:
         self._capacity = capacity
         self._limit = running_limit
+        resident = capacity.resident_tokens
+        self._resident_limit = UNLIMITED_TOKENS if resident is None else resident
         self.pool = BlockPool(capacity.blocks, capacity.block_tokens)
         self.queue = TenantQueues(capacity.step_tokens)
         self.running: list[Sequence] = []  # oldest first
-        self.preemptions = 0
-        self.hit_tokens = 0
-        self.queried_tokens = 0
+        self.forget_counts()
         self._held: dict[Sequence, list[Sequence]] = {}  # first choice: its siblings
         self._slots = list(range(running_limit))  # a heap: the lowest free slot is taken first
         self._released: list[int] = []  # slots the runner has not been told to free
@@ -56,6 +57,11 @@ class Scheduler:
     def waiting(self) -> int:
         """Sequences that have been accepted and do not run."""
         return len(self.queue) + sum(map(len, self._held.values()))
+
+    @property
+    def full(self) -> bool:
+        """True when a newcomer would wait: no slot is free, or others wait for tokens or blocks."""
+        return len(self.running) == self._limit or len(self.queue) > 0
 
     # Arrivals and departures
 
@@ -89,6 +95,10 @@ class Scheduler:
         self.queue.refund(sequence)
         self._release_siblings(sequence)
 
+    def forget_counts(self) -> None:
+        """Count preemptions and prefix hits from zero."""
+        self.preemptions = self.hit_tokens = self.queried_tokens = 0
+
     def reset(self) -> None:
         """After a failed step, when the runner has forgotten everything: all that still run start over.
 
@@ -108,7 +118,8 @@ class Scheduler:
 
     def plan(self, number: int) -> Step | None:
         """Return the next step, or None when nothing can run. Call `take_exhausted` after it."""
-        draft = Draft(left=self._capacity.step_tokens)
+        resident_left = self._resident_limit - sum(sequence.computed for sequence in self.running)
+        draft = Draft(self._capacity.step_tokens, resident_left)
         self._decode(draft)
         self._prefill(draft)
         self._admit(draft)
@@ -119,7 +130,7 @@ class Scheduler:
         return step
 
     def take_exhausted(self) -> list[Sequence]:
-        """Return, once, the sequences that ran alone and still could not get a block; they are FINISHED."""
+        """Return, once, the sequences that ran alone and still could not get room; they are FINISHED."""
         exhausted, self._exhausted = self._exhausted, []
         return exhausted
 
@@ -147,6 +158,8 @@ class Scheduler:
         assert sorted([*seats, *self._slots]) == list(range(self._limit)), "a slot is lost or taken twice"  # type: ignore[type-var]
         for first in self._held:
             assert first.state is not State.FINISHED, "siblings wait for a choice that has ended"
+        held = sum(sequence.computed for sequence in self.running)
+        assert held <= self._resident_limit, "running sequences hold more tokens than the runner has room for"
         for sequence in self.running:
             assert sequence.state is State.RUNNING, "a sequence runs that is not RUNNING"
             assert sequence.computed < sequence.total, "a running sequence has nothing to compute"
@@ -161,26 +174,31 @@ class Scheduler:
 
     def _prefill(self, draft: Draft) -> None:
         partial = [s for s in self.running if s.remaining > 1]
-        owed = 0  # blocks that older prompts still need
+        owed = owed_tokens = 0  # what older prompts still need
         for place, sequence in enumerate(partial):
             if sequence.state is not State.RUNNING:
                 continue  # preempted for an older one
             others = place + 1 < len(partial) or len(self.queue) > 0
             count = self._chunk(sequence, draft, others)
             if place == 0:
-                count = self._fit(sequence, count, max(1, self.pool.available))  # may preempt for one
+                # may preempt, for one block or token
+                count = self._fit(sequence, count, max(1, self.pool.available), max(1, draft.resident_left))
             else:
                 # Prompts that each hold a part of the pool would wait for each other for ever, so the
                 # younger ones take only what the older ones do not need.
-                count = self._fit(sequence, count, self.pool.available - owed)
+                tokens = draft.resident_left - owed_tokens
+                count = self._fit(sequence, count, self.pool.available - owed, tokens)
             if count > 0 and self._reserve(sequence, count, draft):
                 draft.put(sequence, count)
             owed += self._owed(sequence)
+            owed_tokens += self._owed_tokens(sequence, draft)
 
     def _admit(self, draft: Draft) -> None:
         if draft.preempted:
             return  # there was no room for those who ran, so there is none for more
-        owed = sum(self._owed(s) for s in self.running if s.remaining > 1)
+        partial = [s for s in self.running if s.remaining > 1]
+        owed = sum(self._owed(s) for s in partial)
+        owed_tokens = sum(self._owed_tokens(s, draft) for s in partial)
         while draft.left > 0 and len(self.running) < self._limit:
             sequence = self.queue.head()
             if sequence is None:
@@ -190,15 +208,19 @@ class Scheduler:
             supply = self.pool.available - self.pool.count_cached(hits) - owed
             if self.running and supply < needed + self._watermark():
                 return
+            if self.running and draft.resident_left - owed_tokens < sequence.total + 1 + self._headroom():
+                return
             computed = len(hits) * self.pool.block_tokens
             others = len(self.queue) > 1
             count = self._chunk(sequence, draft, others, computed)
             if count == 0:
                 return
             self._seat(sequence, hits)
+            draft.resident_left -= computed
             if self._reserve(sequence, count, draft):
                 draft.put(sequence, count)
                 owed += self._owed(sequence)
+                owed_tokens += self._owed_tokens(sequence, draft)
 
     def _chunk(self, sequence: Sequence, draft: Draft, others: bool, computed: int | None = None) -> int:
         """Return how many tokens of a prompt to compute now: half of what is left if `others` wait."""
@@ -219,17 +241,28 @@ class Scheduler:
         end = (computed + cap) // self.pool.block_tokens * self.pool.block_tokens
         return end - computed if end > computed else cap
 
-    def _fit(self, sequence: Sequence, count: int, blocks: int) -> int:
-        """Shrink a chunk to what its blocks and `blocks` new ones hold.
+    def _fit(self, sequence: Sequence, count: int, blocks: int, tokens: int) -> int:
+        """Shrink a chunk to `tokens`, and to what its blocks and `blocks` new ones hold.
 
         A prompt that cannot be cut never comes here: it is computed whole in the step that admits it.
         """
         room = (len(sequence.table) + max(blocks, 0)) * self.pool.block_tokens - sequence.computed
-        return min(count, room)
+        return min(count, room, tokens)
 
     def _owed(self, sequence: Sequence) -> int:
         """Return the blocks a prompt needs until its first token is out."""
         return max(0, self.pool.blocks_for(sequence.total + 1) - len(sequence.table))
+
+    def _owed_tokens(self, sequence: Sequence, draft: Draft) -> int:
+        """Return how much a prompt still grows, beyond this step, until its first token is out."""
+        return sequence.total + 1 - sequence.computed - draft.rows.get(sequence, 0)
+
+    def _headroom(self) -> int:
+        """The watermark of tokens held: room for decodes to grow into; 0 where there is no limit."""
+        if self._capacity.resident_tokens is None:
+            return 0
+        growth = -(-len(self.running) // WATERMARK_SEQUENCES) * self.pool.block_tokens
+        return max(-(-self._resident_limit // WATERMARK_SHARE), growth)
 
     def _watermark(self) -> int:
         share = -(-self.pool.blocks // WATERMARK_SHARE)
@@ -238,12 +271,13 @@ class Scheduler:
     # Blocks: free list and LRU (inside the pool), then preemption
 
     def _reserve(self, sequence: Sequence, count: int, draft: Draft) -> bool:
-        """Get blocks for `count` more tokens. False: not now; who runs alone is then exhausted."""
+        """Get room for `count` more tokens. False: not now; who runs alone is then exhausted."""
         wanted = self.pool.blocks_for(sequence.computed + count) - len(sequence.table)
-        while wanted > self.pool.available:
+        while wanted > self.pool.available or count > draft.resident_left:
             victim = self._victim(sequence)
             if victim is None:
                 if self.running == [sequence]:
+                    draft.resident_left += sequence.computed
                     self.remove(sequence)
                     self._exhausted.append(sequence)
                 return False

@@ -124,12 +124,12 @@ class Sequence:
 
     @property
     def generated(self) -> int:
-        return self.total - self.prompt_tokens
+        return len(self.history) - len(self.request.prompt)  # not by way of properties: once a row and step
 
     @property
     def remaining(self) -> int:
         """Tokens known but not computed; 1 means that it decodes."""
-        return self.total - self.computed
+        return len(self.history) - self.computed
 
     @property
     def limit_tokens(self) -> int:

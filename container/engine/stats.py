@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Running totals since start, in requests and tokens."""
+    """Running totals since start, the warm-up excepted, in requests and tokens."""
 
     accepted: int = 0
     refused: int = 0
     completed: int = 0
     failed: int = 0
-    cancelled: int = 0
+    cancelled: int = 0  # what was still open was; a choice that ended before changes nothing
     prompt_tokens: int = 0  # of accepted prompts, once per request
     generated_tokens: int = 0  # of all choices
     steps: int = 0

@@ -118,7 +118,7 @@ def assemble(config: EngineConfig, report: Report, loader: Loader = load) -> tup
 
 
 def warm_up(engine: Engine) -> None:
-    """Have `engine` make a token by prefill and, where the window allows, one by decode.
+    """Have `engine` make a token by prefill and, where the window allows, one by decode, and forget it.
 
     Raises StartFailed(WARMUP_FAILED) when it does not.
     """
@@ -135,3 +135,4 @@ def warm_up(engine: Engine) -> None:
             break
     if made < wanted:
         raise StartFailed(StartFault.WARMUP_FAILED, f"{made} of {wanted} warm-up tokens were made")
+    engine.forget_history()  # nobody's request: the counters are about what clients asked for

@@ -92,7 +92,10 @@ class _Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._reader.join(JOIN_S)
 
-    def _withdraw(self, request_id: int) -> None:
+    def _withdraw(self, request_id: int, choice: int | None) -> None:
+        if choice is not None:  # the others go on, so the request stays known
+            self._queue(Cancel(request_id, choice))
+            return
         with self._lock:
             known = self._waiting.pop(request_id, None)
         if known is not None:  # else it has ended: nothing to cancel

@@ -16,7 +16,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     sequence_tokens: int | None = None  # longest prompt + output
     running_limit: int | None = None  # sequences running at once
     step_tokens: int | None = None  # token budget of one step
-    waiting_limit: int | None = None  # requests queued before 429; None: 4 x running
+    waiting_limit: int | None = None  # sequences queued before 429; None: 4 x running
     waiting_s: float = 5.0  # estimated wait beyond which new requests get 429
     kv_mib: int | None = None  # memory for keys and values
     block_tokens: int = 16

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 PAGE_BYTES: Final = 4096
-MAGIC: Final = 0x5354524F4E470001  # "STRONG", version 1
+MAGIC: Final = 0x5354524F4E470002  # "STRONG", version 2
 READ_TRIES: Final = 20  # a write takes microseconds; then the answer matters more than its consistency
 READ_PAUSE_S: Final = 0.0005  # lets a descheduled writer finish
 _MAGIC_WORD, _SEQUENCE_WORD, _FIRST_FIELD = 0, 1, 2
@@ -68,7 +68,6 @@ class Snapshot:
     pid: int = 0
     starts: int = 0  # engines started on this page, the present one included
     load_phase: int = 0
-    load_percent: int = 0
     fault: int = 0
     beat_ns: int = 0
     progress_ns: int = 0  # last step that moved a sequence on, or last moment without work

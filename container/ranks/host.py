@@ -86,7 +86,7 @@ class EngineLike(Protocol):
     @property
     def has_work(self) -> bool: ...
     def submit(self, request: EngineRequest) -> None: ...
-    def cancel(self, key: RequestKey) -> None: ...
+    def cancel(self, key: RequestKey, choice: int | None = None) -> None: ...
     def cancel_connection(self, connection: int) -> None: ...
     def step(self) -> list[SequenceDelta]: ...
     def drain(self) -> None: ...
@@ -200,8 +200,7 @@ class Host:
             self._switchboard.applied(item.request.key.connection, item.frame_bytes)
             self._submit(item.request)
         elif isinstance(item, Cancellation):
-            if self._live.pop(item.key, None) is not None:
-                self._engine.cancel(item.key)
+            self._cancel(item.key, item.choice)
         elif isinstance(item, Lost):
             self._live = {k: open_ for k, open_ in self._live.items() if k.connection != item.connection}
             self._engine.cancel_connection(item.connection)
@@ -224,6 +223,20 @@ class Host:
         else:
             self._live[key] = (1 << request.choices) - 1
 
+    def _cancel(self, key: RequestKey, choice: int | None) -> None:
+        open_choices = self._live.get(key, 0)
+        leaving = open_choices if choice is None else open_choices & 1 << choice
+        if not leaving:
+            return  # it has ended, or was never here
+        self._close(key, leaving)
+        self._engine.cancel(key, choice)
+
+    def _close(self, key: RequestKey, choices: int) -> None:
+        """Take these choices (bits) off what is live; what they still bring is for nobody."""
+        self._live[key] &= ~choices
+        if not self._live[key]:
+            del self._live[key]
+
     def _refuse(self, request: EngineRequest, code: ErrorCode, retry_after_s: int | None = None) -> None:
         choices = range(max(1, request.choices))
         self._outgoing[request.key.connection] += error_deltas(
@@ -241,19 +254,14 @@ class Host:
         self._collect(deltas)
 
     def _collect(self, deltas: Iterable[SequenceDelta]) -> None:
-        """Sort deltas by connection; those of requests nobody waits for any more are dropped."""
+        """Sort deltas by connection; those of choices nobody waits for any more are dropped."""
         for delta in deltas:
-            open_choices = self._live.get(delta.key)
-            if open_choices is None:
+            bit = 1 << delta.choice
+            if not self._live.get(delta.key, 0) & bit:
                 continue
             self._outgoing[delta.key.connection].append(to_delta(delta))
-            if delta.finish is None and delta.error is None:
-                continue
-            open_choices &= ~(1 << delta.choice)
-            if open_choices:
-                self._live[delta.key] = open_choices
-            else:
-                del self._live[delta.key]
+            if delta.finish is not None or delta.error is not None:
+                self._close(delta.key, bit)
 
     def _send(self) -> None:
         for connection, deltas in self._outgoing.items():

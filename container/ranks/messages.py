@@ -14,12 +14,15 @@ from typing import Annotated, Final
 
 import msgspec
 
-SCHEMA_VERSION: Final = 1
+from container.engine.request import MAX_CHOICES
+
+SCHEMA_VERSION: Final = 2
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024  # a prompt of a million tokens still fits
 MAX_REQUEST_ID: Final = 2**63 - 1  # counted up by one per request and connection: never reused
 LENGTH = struct.Struct("<I")
 
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=MAX_REQUEST_ID)]
+ChoiceIndex = Annotated[int, msgspec.Meta(ge=0, lt=MAX_CHOICES)]
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -79,9 +82,10 @@ class Add(_Frame, frozen=True, array_like=True, tag="add"):
 
 
 class Cancel(_Frame, frozen=True, array_like=True, tag="cancel"):
-    """Front to engine: nobody waits for this request any more. Idempotent; no answer needed."""
+    """Front to engine: nobody waits for this request, or this choice of it. Idempotent; no answer needed."""
 
     id: RequestId
+    choice: ChoiceIndex | None = None  # None: all that have not ended
 
 
 class Token(_Frame, frozen=True, array_like=True):

@@ -43,7 +43,7 @@ class DeltaTimeout(EngineError):
 class Submission:
     """Owned by one waiter; `cancel` may come from anywhere. As a context manager, leaving it cancels."""
 
-    def __init__(self, request_id: int, choices: int, withdraw: Callable[[int], None]) -> None:
+    def __init__(self, request_id: int, choices: int, withdraw: Callable[[int, int | None], None]) -> None:
         self.id = request_id
         self._open = set(range(choices))
         self._withdraw = withdraw
@@ -98,12 +98,27 @@ class Submission:
             if batch := self.next(min(waits, default=None)):
                 yield batch
 
-    def cancel(self) -> None:
-        """Stop the request; idempotent, never blocks. A waiter gets what has arrived, then []."""
-        if not self._ended:
-            self._withdraw(self.id)
+    def cancel(self, choice: int | None = None) -> None:
+        """Stop the request, or one choice of it; idempotent, never blocks.
+
+        Without `choice` a waiter gets what has arrived, then []. With it the others go on: `next` ends once
+        they have, and may still bring deltas of this one that were on their way.
+        """
+        if choice is None:
+            if not self._ended:
+                self._withdraw(self.id, None)
+                self._arrived.put(None)
+                self._ended = True
+            return
+        if choice not in self._open:
+            return
+        # Told before it is forgotten: the reader may end the other choices, and the request, at any time.
+        if len(self._open) > 1:
+            self._withdraw(self.id, choice)
+        self._open.discard(choice)
+        if not self._open:
+            self._withdraw(self.id, None)
             self._arrived.put(None)
-            self._ended = True
 
     def _take(self, batch: list[Delta] | EngineGone | None) -> list[Delta]:
         if isinstance(batch, EngineGone):

@@ -53,7 +53,10 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
+    """Nobody waits for a request, or for one choice of it."""
+
     key: RequestKey
+    choice: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,7 @@ class Switchboard:
         elif not channel.greeted:
             channel.close(Fault.PROTOCOL)
         elif isinstance(message, Cancel):
-            self.inbox.put(Cancellation(RequestKey(channel.number, message.id)))
+            self.inbox.put(Cancellation(RequestKey(channel.number, message.id), message.choice))
         else:
             self._add(channel, message, size_bytes)
 

@@ -66,3 +66,5 @@ def own_endpoint(tmp_path: Path, demo_checkpoint: Path) -> Iterator[Running]:
     assert running.process is not None
     if running.process.poll() is None:
         end(running)
+    elif running.process.stdout is not None:
+        running.process.stdout.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import boto3
@@ -24,13 +25,16 @@ MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
 
 
 @pytest.fixture(scope="module")
-def aws(endpoint: Running) -> Any:
-    return boto3.client("sagemaker-runtime", **endpoint.emulator)
+def aws(endpoint: Running) -> Iterator[Any]:
+    client = boto3.client("sagemaker-runtime", **endpoint.emulator)
+    yield client
+    client.close()
 
 
 @pytest.fixture(scope="module")
-def oai(endpoint: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="unused", max_retries=0)
+def oai(endpoint: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
 
 
 def test_boto3_invokes_the_chat_dialect(aws: Any) -> None:

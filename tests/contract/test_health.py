@@ -136,8 +136,7 @@ def test_a_killed_front_leaves_the_socket_and_the_engine(own_endpoint: Running) 
     assert front is not None
     for worker in children(front):
         os.kill(worker, signal.SIGKILL)
-    time.sleep(0.2)
-    assert call(port, "POST", "/invocations", chat(), timeout_s=20).status == 200
+    wait_for(lambda: answers(port), 10)
     assert engine_of(own_endpoint) == engine
 
 
@@ -173,6 +172,13 @@ def refuses(port: int) -> bool:
         return call(port, "POST", "/invocations", chat(), timeout_s=5).status == 503
     except OSError:
         return True
+
+
+def answers(port: int) -> bool:
+    try:
+        return call(port, "POST", "/invocations", chat(), timeout_s=20).status == 200
+    except OSError:
+        return False
 
 
 CHAT_STREAM = json.dumps(chat("Count to fifty.", max_tokens=100, stream=True)).encode()

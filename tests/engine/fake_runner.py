@@ -131,6 +131,7 @@ class FakeRunner:
         self._extend_tables(plan)
         for assignment in plan.assigns:
             self._restore(self.slots[assignment.slot])
+            self._check_residents()
         result = StepResult(plan.number)
         bad = self.bad_rows(plan)
         offset = 0
@@ -138,6 +139,7 @@ class FakeRunner:
             tokens = plan.tokens[offset : offset + plan.counts[row]]
             offset += plan.counts[row]
             self._write(plan, row, tokens)
+            self._check_residents()
         for row in range(plan.rows):
             if plan.flags[row] & (ROW_SAMPLES | ROW_PROMPT_LOGPROBS):
                 failed = RowResult(row, failed=True)
@@ -156,6 +158,11 @@ class FakeRunner:
         if self._capacity.chunked_prefill:
             require(len(plan.tokens) <= self._capacity.step_tokens, "the token budget is exceeded")
         require(len(plan.table) % 3 == 0 and len(plan.saves) % 3 == 0, "broken triples")
+
+    def _check_residents(self) -> None:
+        limit = self._capacity.resident_tokens
+        held = sum(len(slot.slab) for slot in self.slots.values())
+        require(limit is None or held <= limit, "running sequences hold more tokens than there is room for")
 
     def _release(self, slot: _Slot) -> None:
         for block in slot.table:

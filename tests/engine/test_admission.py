@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 
-from container.engine.admission import DrainRate, EngineLimits, Gate
+from container.engine.admission import EngineLimits, Gate, Pace
 from container.engine.engine import Engine
 from container.engine.request import EngineRequest, ErrorCode, Refused, RequestKey, SamplingParams
 from tests.engine.bench import VOCABULARY, Bench, capacity, request
@@ -27,6 +27,19 @@ def refusal(bench: Bench, asked: EngineRequest) -> Refused:
     )
     bench.engine.check()
     return caught.value
+
+
+def steady(pace: Pace, *, answers: int, seconds: float) -> None:
+    """Have a full engine give `answers` of ten tokens in `seconds`."""
+    pace.observe(10 * answers, seconds)
+    for _ in range(answers):
+        pace.answered(10)
+
+
+def timed(bench: Bench, step_s: float) -> Bench:
+    """Have the runner take `step_s` for each step."""
+    bench.runner.fault = lambda plan: setattr(bench.clock, "now_s", bench.clock.now_s + step_s)
+    return bench
 
 
 MALFORMED = {
@@ -127,8 +140,12 @@ def test_prompt_logprobs_are_refused_where_the_runner_has_none():
 
 @pytest.mark.parametrize(
     ("sizes", "tokens"),
-    [({"sequence_tokens": 24}, 24), ({"blocks": 5, "sequence_tokens": 128}, 20)],
-    ids=["window", "pool"],
+    [
+        ({"sequence_tokens": 24}, 24),
+        ({"blocks": 5, "sequence_tokens": 128}, 20),
+        ({"resident_tokens": 19, "sequence_tokens": 128}, 19),
+    ],
+    ids=["window", "pool", "residents"],
 )
 def test_what_is_accepted_can_run_alone_and_one_token_more_is_refused(sizes, tokens):
     bench = Bench(**sizes)
@@ -168,8 +185,7 @@ def test_the_running_limit_holds_below_the_runner_s_slots():
 
 
 def test_a_long_estimated_wait_refuses_before_the_queue_is_full():
-    bench = Bench(EngineLimits(running=1, waiting=100, waiting_s=5.0), step_s=0.0)
-    bench.runner.fault = lambda plan: setattr(bench.clock, "now_s", bench.clock.now_s + 1.0)
+    bench = timed(Bench(EngineLimits(running=1, waiting=100, waiting_s=5.0)), 1.0)
     for id in range(5):  # one request a second
         bench.submit(request(id, max_tokens=1))
         bench.run()
@@ -177,8 +193,9 @@ def test_a_long_estimated_wait_refuses_before_the_queue_is_full():
     bench.step()
     for id in range(11, 15):
         bench.submit(request(id))
-    refused = refusal(bench, request(15))  # five ahead at some 1.3 s each, a second without an ending counted
-    assert (refused.code, refused.retry_after_s) == (ErrorCode.QUEUE_FULL, 7)
+    bench.submit(request(15))
+    refused = refusal(bench, request(16))  # six ahead, at a second each
+    assert (refused.code, refused.retry_after_s) == (ErrorCode.QUEUE_FULL, 6)
 
 
 def test_those_who_leave_the_queue_do_not_count_as_served():
@@ -188,12 +205,12 @@ def test_those_who_leave_the_queue_do_not_count_as_served():
     for id in range(5, 20):
         bench.engine.cancel(RequestKey(0, id))
     bench.step()
-    assert bench.engine._gate.rate.wait_s(1) is None
+    assert bench.engine._gate.pace.wait_s(1) is None
 
 
 def test_a_free_slot_is_never_refused_for_its_wait():
     gate = Gate(capacity(), EngineLimits(running=4, waiting=1, waiting_s=0.001))
-    gate.rate.observe(10, 1000.0)
+    steady(gate.pace, answers=10, seconds=1000.0)
     gate.check_room(running=3, waiting=0)
     with pytest.raises(Refused):
         gate.check_room(running=4, waiting=0)
@@ -202,22 +219,90 @@ def test_a_free_slot_is_never_refused_for_its_wait():
 @pytest.mark.parametrize(("busy_s", "retry_after_s"), [(1.0, 1), (95.0, 10), (9000.0, 30)])
 def test_the_advice_when_to_retry_is_the_estimate_within_bounds(busy_s, retry_after_s):
     gate = Gate(capacity(), EngineLimits(running=4, waiting=0))
-    gate.rate.observe(10, busy_s)
+    steady(gate.pace, answers=10, seconds=busy_s)
     with pytest.raises(Refused) as caught:
         gate.check_room(running=4, waiting=0)
     assert caught.value.retry_after_s == retry_after_s
 
 
-def test_the_drain_rate_forgets_old_load_and_says_nothing_on_few_endings():
-    rate = DrainRate()
-    assert rate.wait_s(1) is None and rate.wait_s(0) == 0.0
-    rate.observe(3, 1.0)
-    assert rate.wait_s(1) is None
-    rate.observe(97, 9.0)
-    assert rate.wait_s(10) == pytest.approx(1.0, rel=0.1)
+def test_the_pace_forgets_old_load_and_says_nothing_on_few_answers():
+    pace = Pace()
+    assert pace.wait_s(1) is None and pace.wait_s(0) == 0.0
+    steady(pace, answers=3, seconds=1.0)
+    assert pace.wait_s(1) is None
+    steady(pace, answers=100, seconds=10.0)
+    assert pace.wait_s(10) == pytest.approx(1.0, rel=0.15)
     for _ in range(400):
-        rate.observe(1, 1.0)
-    assert rate.wait_s(10) == pytest.approx(10.0, rel=0.05)
+        steady(pace, answers=1, seconds=1.0)
+    assert pace.wait_s(10) == pytest.approx(10.0, rel=0.05)
+    for _ in range(400):  # as fast, but every answer is twice as long
+        pace.observe(10, 1.0)
+        pace.answered(20)
+    assert pace.wait_s(10) == pytest.approx(20.0, rel=0.05)
+
+
+def test_answers_without_a_full_step_and_full_steps_without_a_token_tell_nothing():
+    pace = Pace()
+    for _ in range(9):
+        pace.answered(10)
+    assert pace.wait_s(1) is None
+    pace.observe(0, 1.0)
+    assert pace.wait_s(1) is None
+
+
+def test_a_cold_engine_takes_a_first_burst_up_to_its_bound_and_answers_all_of_it():
+    bench = timed(Bench(EngineLimits(waiting=56, waiting_s=0.1)), 10.0)
+    bench.submit(*(request(id, max_tokens=20) for id in range(64)))
+    assert refusal(bench, request(64)).retry_after_s == 1
+    bench.run()
+    bench.check_complete()
+
+
+def test_a_burst_in_the_midst_of_its_first_steps_is_taken_too():
+    bench = timed(Bench(EngineLimits(waiting=56, waiting_s=0.1)), 10.0)
+    for id in range(64):
+        bench.submit(request(id, max_tokens=100))
+        if id % 4 == 0:
+            bench.step()
+    assert bench.engine.stats().refused == 0
+
+
+def test_an_engine_that_served_one_by_one_takes_a_burst_as_a_cold_one_does():
+    bench = timed(Bench(EngineLimits(waiting=56, waiting_s=5.0)), 0.5)
+    for id in range(20):
+        bench.submit(request(id))
+        bench.run()
+    bench.submit(*(request(id) for id in range(100, 164)))
+    bench.run()
+    bench.check_complete()
+
+
+def test_what_requests_declare_plays_no_part_in_the_estimate():
+    def estimate(max_tokens: int) -> float | None:
+        bench = timed(Bench(slots=2), 1.0)
+        everything = frozenset(range(VOCABULARY))
+        bench.submit(*(request(id, 5, max_tokens, stop_token_ids=everything) for id in range(20)))
+        bench.run()
+        return bench.engine._gate.pace.wait_s(10)
+
+    assert estimate(1) == estimate(100) == pytest.approx(5.0, rel=0.2)  # two slots, one token, one second
+
+
+def test_what_was_done_to_warm_up_is_forgotten():
+    bench = Bench(EngineLimits(waiting=10, waiting_s=0.001), slots=1, step_tokens=8)
+    for _ in range(2):
+        for id in range(8):
+            bench.submit(request(id, 12))
+            bench.run()
+        assert bench.engine._gate.pace.wait_s(1) is not None
+        bench.engine.forget_history()
+        stats = bench.engine.stats()
+        assert (stats.accepted, stats.completed, stats.steps, stats.generated_tokens) == (0, 0, 0, 0)
+        assert (stats.prefix_queried_tokens, stats.prefix_hit_tokens) == (0, 0)
+        assert bench.engine._gate.pace.wait_s(1) is None
+        bench.choices.clear()
+    numbers = [plan.number for plan in bench.runner.plans]
+    assert numbers == sorted(set(numbers)), "a runner sees each number once"
 
 
 def test_refusals_do_not_quote_the_request():

@@ -6,7 +6,8 @@ import pytest
 
 from container.engine.request import FinishReason, RequestKey
 from container.engine.sequence import State
-from tests.engine.bench import Bench, request
+from tests.engine.bench import VOCABULARY, Bench, request
+from tests.engine.fake_runner import expected_tokens
 
 KEY = RequestKey(0, 1)
 
@@ -150,6 +151,51 @@ def test_the_name_of_an_ended_request_can_be_used_again():
     bench.submit(request(1, 6))
     bench.run()
     bench.check_complete(1)
+
+
+CHOICES = [not_stepped, siblings_held, siblings_waiting, one_choice_done]
+
+
+@pytest.mark.parametrize("setting", CHOICES, ids=lambda setting: setting.__name__)
+@pytest.mark.parametrize("place", [0, 1, -1], ids=["first", "second", "last"])
+def test_a_cancelled_choice_ends_and_its_siblings_go_on_as_if_nothing_happened(setting, place):
+    bench = small(setting)
+    leaving = bench.engine._live[KEY].open[place].choice
+    for _ in range(2):
+        bench.engine.cancel(KEY, leaving)
+        bench.engine.check()
+    said = len(bench.choice(1, leaving).tokens)
+    bench.run()
+    asked = bench.requests[KEY]
+    for number in range(asked.choices):
+        got = bench.choice(1, number)
+        expected = expected_tokens(asked, number, VOCABULARY)
+        if number == leaving:
+            assert (got.finish, got.tokens) == (FinishReason.CANCELLED, expected[:said])
+        else:
+            assert (got.finish, got.tokens) == (FinishReason.LENGTH, expected)
+    stats = bench.engine.stats()
+    assert (stats.cancelled, stats.completed) == (0, stats.accepted)
+
+
+def test_a_request_whose_choices_are_cancelled_one_by_one_counts_as_cancelled():
+    bench = Bench()
+    bench.submit(request(1, 6, max_tokens=50, choices=3))
+    bench.step()
+    for choice in (1, 0, 2):
+        assert bench.engine.stats().cancelled == 0
+        bench.engine.cancel(KEY, choice)
+    assert (bench.engine.stats().cancelled, bench.engine.stats().kv_blocks_used) == (1, 0)
+    bench.run()
+
+
+@pytest.mark.parametrize("choice", [-1, 3, 99])
+def test_a_choice_the_request_does_not_have_is_no_error_and_ends_nothing(choice):
+    bench = Bench()
+    bench.submit(request(1, 6, choices=3))
+    bench.engine.cancel(KEY, choice)
+    bench.run()
+    bench.check_complete()
 
 
 def test_a_storm_of_cancels_leaks_nothing():

@@ -14,6 +14,9 @@ from tests.engine.bench import Bench, capacity, request
 TINY = {"blocks": 8, "sequence_tokens": 32}
 
 
+FULL = {"blocks": 64, "sequence_tokens": 32, "resident_tokens": 32}  # blocks are plenty, room to hold is not
+
+
 def crowd(bench: Bench, count: int = 8, **fields) -> Bench:
     for id in range(count):
         bench.submit(request(id, 3 + id % 5, max_tokens=20, seed=id, **fields))
@@ -34,6 +37,37 @@ def test_output_is_the_same_when_nothing_can_be_looked_up_again():
     assert tiny.engine.stats().preemptions > 0
     whole = crowd(Bench(**TINY, prefix_cache=False, chunked_prefill=False))
     assert whole.engine.stats().preemptions > 0
+
+
+@pytest.mark.parametrize("chunked_prefill", [True, False])
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_output_is_the_same_when_running_sequences_may_hold_few_tokens(prefix_cache, chunked_prefill):
+    full = crowd(Bench(**FULL, prefix_cache=prefix_cache, chunked_prefill=chunked_prefill))
+    assert full.engine.stats().preemptions > 0
+    for key, got in crowd(Bench(sequence_tokens=32)).choices.items():
+        assert full.choices[key].tokens == got.tokens
+
+
+def test_a_shared_block_counts_once_for_each_that_holds_it():
+    bench = Bench(blocks=64, sequence_tokens=32, resident_tokens=36, slots=4)
+    prompt = list(range(16))
+    for id in range(4):  # three share what the first has published: 16 tokens of blocks, 64 held
+        bench.submit(request(id, prompt, max_tokens=3))
+    running = []
+    while bench.engine.has_work:
+        bench.step()
+        running.append(bench.engine.stats().running)
+    bench.check_complete()
+    assert max(running) == 1 and bench.engine.stats().prefix_hit_tokens > 0
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_requests_that_each_fill_all_there_is_to_hold_all_finish(prefix_cache):
+    bench = Bench(**FULL, slots=64, step_tokens=80, prefix_cache=prefix_cache)
+    for id in range(64):
+        bench.submit(request(id, 1 + id % 31, max_tokens=32 - (1 + id % 31)))
+    bench.run()
+    bench.check_complete()
 
 
 def test_prompt_logprobs_are_whole_after_an_interrupted_prompt():
@@ -146,7 +180,57 @@ def test_the_oldest_half_computed_prompt_takes_blocks_from_younger_decodes():
     assert other.state is State.PREEMPTED
 
 
-def test_a_younger_prompt_takes_only_blocks_that_older_prompts_do_not_need():
+def test_a_decode_preempts_the_newest_when_no_more_tokens_may_be_held():
+    floor = Floor(blocks=64, resident_tokens=23)
+    oldest, second, newest = floor.seat(9, 8), floor.seat(9, 8), floor.seat(8, 7)
+    assert floor.plan() == [oldest, second]
+    assert newest.state is State.PREEMPTED
+
+
+def test_a_decode_takes_the_last_token_that_may_be_held_without_preempting():
+    floor = Floor(blocks=64, resident_tokens=24)
+    assert len([floor.seat(8, 7) for _ in range(3)]) == len(floor.plan()) == 3
+
+
+def test_a_younger_prompt_takes_only_tokens_that_older_prompts_do_not_need():
+    floor = Floor(blocks=64, step_tokens=8, resident_tokens=36)
+    older, younger = floor.seat(20, 8), floor.seat(30, 8)
+    decode = floor.seat(8, 7)
+    # 13 of 36 are left: one goes to the decode, the rest the older prompt needs
+    assert floor.plan() == [decode, older]
+    assert younger.state is State.RUNNING
+
+
+def test_a_prompt_is_cut_to_the_tokens_that_may_still_be_held():
+    floor = Floor(blocks=64, resident_tokens=27)
+    decode, prompt = floor.seat(9, 8), floor.seat(30, 8)
+    step = floor.scheduler.plan(1)
+    assert step is not None and step.rows == [(decode, 1), (prompt, 10)]
+
+
+def test_what_a_victim_held_and_was_about_to_hold_is_given_to_others_in_the_same_step():
+    floor = Floor(blocks=64, resident_tokens=28)
+    older, younger, victim = floor.seat(10, 8), floor.seat(30, 8), floor.seat(12, 11)
+    step = floor.scheduler.plan(1)
+    assert victim.state is State.PREEMPTED
+    # the victim's 12 come back; one goes to the older prompt, which will need two more
+    assert step is not None and step.rows == [(older, 1), (younger, 9)]
+
+
+def test_admission_leaves_tokens_for_those_who_run_to_grow_into():
+    floor = Floor(blocks=64, resident_tokens=34)
+    decode = floor.seat(12, 11)
+    waiting = Sequence.of(request(99, 18, 2), 0, 99, b"")
+    floor.scheduler.add([waiting])
+    assert floor.plan() == [decode]  # 12 held, 19 for the prompt and its first token, 3 are too few to spare
+    assert waiting.state is State.WAITING
+    roomier = Floor(blocks=64, resident_tokens=35)
+    roomier.seat(12, 11)
+    roomier.scheduler.add([Sequence.of(request(99, 18, 2), 0, 99, b"")])
+    assert len(roomier.plan()) == 2
+
+
+def test_a_younger_prompt_takes_only_blocks_blocks_that_older_prompts_do_not_need():
     floor = Floor(blocks=9, step_tokens=8)
     older, younger = floor.seat(20, 8), floor.seat(30, 8)
     decode = floor.seat(4, 3)

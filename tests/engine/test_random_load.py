@@ -19,6 +19,9 @@ SHAPES = {
     "no cache": {"prefix_cache": False, "blocks": 12, "sequence_tokens": 48},
     "whole prompts": {"chunked_prefill": False, "prefix_cache": False, "blocks": 12, "sequence_tokens": 48},
     "whole prompts, cache": {"chunked_prefill": False, "blocks": 12, "sequence_tokens": 48},
+    "few residents": {"resident_tokens": 40, "sequence_tokens": 40},
+    "few residents, whole prompts": {"resident_tokens": 50, "sequence_tokens": 48, "chunked_prefill": False},
+    "few residents, few blocks": {"resident_tokens": 45, "blocks": 11, "sequence_tokens": 44},
 }
 
 
@@ -75,7 +78,7 @@ class Load:
             while draw.random() < 0.35 and len(bench.engine._live) < 40:
                 self.arrive()
             if bench.requests and draw.random() < 0.05:
-                bench.engine.cancel(draw.choice(list(bench.requests)))
+                bench.engine.cancel(draw.choice(list(bench.requests)), draw.choice((None, 0, 1, 3)))
                 bench.engine.check()
             if draw.random() < 0.005:
                 bench.engine.cancel_connection(draw.randrange(3))
@@ -115,6 +118,13 @@ def test_the_random_load_reaches_what_it_is_meant_to_reach():
     stats = load.bench.engine.stats()
     assert min(stats.preemptions, stats.prefix_hit_tokens, stats.failed_steps) > 0
     assert min(stats.completed, stats.failed, stats.cancelled) > 0
+
+
+def test_the_random_load_reaches_the_limit_of_residents_while_blocks_are_plenty():
+    load = Load(8, SHAPES["few residents"], faults=True)
+    load.run(steps=400)
+    stats = load.bench.engine.stats()
+    assert min(stats.preemptions, stats.prefix_hit_tokens, stats.failed_steps, stats.completed) > 0
 
 
 def test_a_connection_that_is_gone_gets_no_more_deltas():

@@ -71,6 +71,7 @@ class FakeEngine:
     live: dict[RequestKey, EngineRequest] = field(default_factory=dict)
     made: dict[RequestKey, int] = field(default_factory=dict)
     cancels: list[RequestKey] = field(default_factory=list)
+    left: dict[RequestKey, set[int]] = field(default_factory=dict)  # choices that nobody waits for
     lost: list[int] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
     draining: bool = False
@@ -90,11 +91,16 @@ class FakeEngine:
             raise Refused(ErrorCode.QUEUE_FULL, retry_after_s=7)
         self.live[request.key] = request
         self.made[request.key] = 0
+        self.left.pop(request.key, None)
         self.counts.accepted += 1
 
-    def cancel(self, key: RequestKey) -> None:
+    def cancel(self, key: RequestKey, choice: int | None = None) -> None:
         self.threads.add(threading.get_ident())
         self.cancels.append(key)
+        if choice is not None:
+            self.left.setdefault(key, set()).add(choice)
+            if len(self.left[key]) < self.live[key].choices:
+                return
         self.counts.cancelled += self.live.pop(key, None) is not None
 
     def cancel_connection(self, connection: int) -> None:
@@ -115,7 +121,7 @@ class FakeEngine:
         request = self.live[key]
         made, self.made[key] = self.made[key], self.made[key] + 1
         last = made + 1 >= request.max_tokens
-        for choice in range(request.choices):
+        for choice in set(range(request.choices)) - self.left.get(key, set()):
             token = SampledToken(request.prompt[made % len(request.prompt)])
             finish = FinishReason.LENGTH if last else None
             yield SequenceDelta(key, choice, (token,), finish=finish, cached_tokens=0 if made == 0 else None)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from container.engine.request import ErrorCode
 from container.ranks import client as client_module
 from container.ranks.client import EngineClient
 from container.ranks.door import answer, make_door
@@ -26,6 +27,7 @@ from container.ranks.submission import (
     EngineSilent,
     Submission,
 )
+from container.ranks.translation import error_deltas
 from tests.ranks.doubles import (
     GREEDY,
     WELCOME,
@@ -267,6 +269,56 @@ def test_a_cancel_from_another_thread_wakes_the_waiter(door):
         threading.Timer(0.05, submission.cancel).start()
         assert submission.next(5.0) == []
         assert submission.ended
+
+
+def test_one_choice_can_be_cancelled_and_the_others_end_the_request():
+    with serving(FakeEngine(step_s=0.005)) as s, closing(s.client()) as client:
+        submission = submit(client, [1], 40, choices=3)
+        deltas = submission.next(5.0)
+        submission.cancel(1)
+        submission.cancel(1)
+        deltas += collect(submission)
+        assert [len(tokens_of(deltas, choice)) for choice in (0, 2)] == [40, 40]
+        assert len(tokens_of(deltas, 1)) < 40
+        assert len(s.engine.cancels) == 1
+        assert client.live == 0 and submission.ended
+
+
+def test_cancelling_the_last_open_choice_ends_the_request_and_loses_nothing_that_arrived():
+    with serving(FakeEngine(step_s=0.005)) as s, closing(s.client()) as client:
+        submission = submit(client, [1], 1_000_000, choices=2)
+        wait_until(lambda: s.engine.counts.steps > 3)
+        submission.cancel(0)
+        submission.cancel(1)
+        wait_until(lambda: not s.engine.live)
+        assert client.live == 0
+        assert len(tokens_of(collect(submission), 1)) >= 3
+        assert submission.ended
+        submission.cancel(0)
+        submission.cancel()
+
+
+def test_a_choice_that_the_engine_ended_is_not_cancelled():
+    with serving() as s, closing(s.client()) as client:
+        submission = submit(client, [1], 1, choices=2)
+        wait_until(lambda: client.live == 0)
+        submission.cancel(0)
+        assert [d.choice for d in collect(submission) if d.finish] == [0, 1]
+        assert s.engine.cancels == []
+
+
+def test_a_choice_cancelled_while_the_reader_ends_the_others_leaves_nothing_live():
+    told: list[int | None] = []
+    submission = Submission(1, 2, lambda _, choice: told.append(choice) or race(choice))
+
+    def race(choice: int | None) -> None:
+        if choice is not None:  # the reader comes in between
+            submission.deliver([error_deltas(1, [0], ErrorCode.INTERNAL)[0]])
+
+    submission.cancel(1)
+    assert told == [1, None], "the request stayed known for ever"
+    assert [d.choice for d in collect(submission)] == [0]
+    assert submission.ended
 
 
 def test_deltas_for_requests_unknown_or_cancelled_are_dropped():

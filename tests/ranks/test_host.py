@@ -105,6 +105,37 @@ def test_a_cancelled_request_stops_and_sends_nothing_more():
         assert tokens_of(front.deltas(1)[-1:]) == [2]
 
 
+def test_a_cancelled_choice_stops_and_the_others_go_on_to_their_end():
+    with serving(FakeEngine(step_s=0.01)) as s, Raw(s) as front:
+        front.send(add(1, [1], 40, choices=3))
+        front.receive()
+        front.send(Cancel(1, 1), Cancel(1, 1), Cancel(1, 7), Cancel(2, 0))
+        deltas = front.deltas(2)
+        assert [tokens_of(deltas, choice).count(1) for choice in (0, 2)] == [39, 39]
+        assert len(tokens_of(deltas, 1)) < 39
+        assert [d.choice for d in deltas if d.finish] == [0, 2]
+        assert len(s.engine.cancels) == 1
+        wait_until(lambda: not s.engine.live)
+
+
+def test_cancelling_every_choice_one_by_one_ends_the_request():
+    with serving(FakeEngine(step_s=0.01)) as s, Raw(s) as front:
+        front.send(add(1, [1], 100_000, choices=2))
+        front.receive()
+        front.send(Cancel(1, 0), Cancel(1, 1), Cancel(1))
+        wait_until(lambda: not s.engine.live)
+        assert len(s.engine.cancels) == 2
+        front.send(add(1, [2], 1))  # the name is free again
+        assert tokens_of(front.deltas(1)[-1:]) == [2]
+
+
+@pytest.mark.parametrize("choice", [-1, 16])
+def test_a_choice_no_request_can_have_breaks_the_schema(choice):
+    with serving() as s, Raw(s) as front:
+        front.send(Cancel(1, choice))
+        assert front.receive() is None
+
+
 def test_a_worker_that_dies_has_its_requests_cancelled_and_no_one_elses():
     with serving(FakeEngine(step_s=0.01)) as s, Raw(s) as survivor:
         survivor.send(add(1, [3], 30))

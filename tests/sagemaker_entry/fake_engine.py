@@ -38,6 +38,7 @@ class FakeRequest:
         text = bytes(token for token in self.prompt if token < 256).decode("latin-1")
         self.words = dict(re.findall(r"(\w+)=(\w+)", text))
         self.made = 0
+        self.open = list(range(add.choices))
         self.due_s = time.monotonic()
 
     def number(self, word: str, default: int) -> int:
@@ -59,8 +60,12 @@ class FakeRequest:
         finish = "stop_token" if ends else "length" if full else None
         return [self._delta(c, [token], finish=finish) for c in self._choices()], finish is not None
 
-    def _choices(self) -> range:
-        return range(self.add.choices)
+    def leave(self, choice: int | None) -> None:
+        """Make nothing more for one choice, or for all."""
+        self.open = [] if choice is None else [c for c in self.open if c != choice]
+
+    def _choices(self) -> list[int]:
+        return self.open
 
     def _delta(
         self,
@@ -108,7 +113,6 @@ class FakeEngine:
             self._page.write(
                 state=heartbeat.EngineState.LOADING,
                 load_phase=heartbeat.LoadPhase.WEIGHTS,
-                load_percent=40,
                 beat_ns=time.monotonic_ns(),
             )
             if time.monotonic() >= until:
@@ -145,9 +149,10 @@ class FakeEngine:
                 self.seen["adds"] += 1
                 self._requests.append(FakeRequest(channel, message))
             elif isinstance(message, Cancel):
-                self._requests = [
-                    r for r in self._requests if not (r.channel is channel and r.add.id == message.id)
-                ]
+                for request in self._requests:
+                    if request.channel is channel and request.add.id == message.id:
+                        request.leave(message.choice)
+                self._requests = [r for r in self._requests if r.open]
                 self.seen["cancels"] += 1
         if channel.fault is not None:
             self._channels.remove(channel)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from container.engine.request import SamplingParams
-from container.ranks.messages import Delta, Token, Welcome
+from container.ranks.messages import SCHEMA_VERSION, Delta, Token, Welcome
 from container.ranks.submission import DeltaTimeout, EngineBusy, EngineGone, EngineSilent
 from container.text.model import TextModel
 from sagemaker_entry import metrics, model_files
@@ -36,7 +36,7 @@ from sagemaker_entry.service import Service
 from sagemaker_entry.settings import Settings
 from tests.sagemaker_entry.harness import write_model
 
-WELCOME = Welcome(1, 64, 260, 8, "native", None, True)
+WELCOME = Welcome(SCHEMA_VERSION, 64, 260, 8, "native", None, True)
 LIMITS = ModelLimits(model="m", sequence_tokens=64, input_tokens=63, vocabulary=260)
 
 
@@ -46,6 +46,7 @@ class FakeSubmission:
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
         self.cancels = 0
+        self.cancelled: list[int] = []
 
     def next(self, wait_s: float | None = None) -> list[Delta]:
         if self.cancels:
@@ -59,8 +60,11 @@ class FakeSubmission:
         deltas: list[Delta] = batch
         return deltas
 
-    def cancel(self) -> None:
-        self.cancels += 1
+    def cancel(self, choice: int | None = None) -> None:
+        if choice is None:
+            self.cancels += 1
+        else:
+            self.cancelled.append(choice)
 
 
 class FakeEngine:
@@ -236,8 +240,22 @@ def test_a_stop_string_over_token_borders_ends_the_choice_and_cancels(text: Text
     told = events(engine, text, page, request(stop=("bcd",)))
     assert "".join(event.text for event in told if isinstance(event, TextDelta)) == "a"
     assert (told[-1].reason, told[-1].completion_tokens) == (EndReason.STOP_STRING, 4)
-    assert engine.submissions[0].cancels >= 1
+    assert engine.submissions[0].cancelled == [0]
     assert engine.submissions[0].batches, "the run read on after its end"
+
+
+def test_a_stop_string_in_one_choice_ends_that_choice_in_the_engine_and_no_other(
+    text: TextModel, page: Metrics
+) -> None:
+    both = [delta("ab"), delta("ax", choice=1)]
+    late = [delta("zz"), delta("y", choice=1, finish="length")]  # choice 0 was on its way already
+    engine = FakeEngine([both, late])
+    told = events(engine, text, page, request(stop=("b",), best_of=2, choices=2))
+    assert engine.submissions[0].cancelled == [0], "who has ended by itself is not cancelled"
+    ends = [(event.choice, event.reason) for event in told if isinstance(event, ChoiceEnd)]
+    assert ends == [(0, EndReason.STOP_STRING), (1, EndReason.LENGTH)]
+    texts = [(event.choice, event.text) for event in told if isinstance(event, TextDelta)]
+    assert [[text for choice, text in texts if choice == c] for c in (0, 1)] == [["a"], ["ax", "y"]]
 
 
 @pytest.mark.parametrize(

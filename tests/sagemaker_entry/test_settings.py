@@ -68,6 +68,7 @@ def test_our_own_name_wins_over_an_alias_but_the_platforms_port_wins_over_ours()
         ({"STRONGROOM_PORT": "70000"}, "out of range", "65535"),
         ({"STRONGROOM_PORT": "-1"}, "malformed", "whole number"),
         ({"STRONGROOM_WORKERS": "0"}, "out of range", "1 to 16"),
+        ({"STRONGROOM_MAX_WAIT_S": "0"}, "out of range", "0.1 to 3600"),
         ({"STRONGROOM_DIALECT": "cohere"}, "`STRONGROOM_DIALECT=cohere`", "auto, openai, tgi"),
         ({"STRONGROOM_DRAIN_S": "26"}, "out of range", "25"),
         ({"STRONGROOM_DRAIN_S": "nan"}, "malformed", "a number"),

@@ -17,7 +17,7 @@ import pytest
 
 from container.ranks.heartbeat import HealthLimits
 from sagemaker_entry import children
-from sagemaker_entry.settings import Settings
+from sagemaker_entry.settings import Settings, read
 from sagemaker_entry.supervisor import engine_config
 from tests.sagemaker_entry.harness import ROOT, Server, post, read_all, status_of, wait_until
 
@@ -59,10 +59,15 @@ def test_the_port_answers_at_once_and_ping_tells_the_load_phase(tmp_path: Path) 
             pass  # accepted, although nothing is loaded
         wait_until(lambda: server.ping() == 503, 5, "a red ping")
         wait_until(lambda: b"weights" in server.request("GET", "/ping")[2], 5, "the phase")
+<<<<<<< HEAD
+        body = json.loads(server.request("GET", "/ping")[2])
+        assert (body["error"]["code"], body["phase"]) == ("loading", "weights")
+=======
         _, headers, reply = server.request("GET", "/ping")
         assert headers["Retry-After"] == "5"
         body = json.loads(reply)
         assert (body["error"]["code"], body["phase"], body["percent"]) == ("loading", "weights", 40)
+>>>>>>> w2b
         status, answer = server.invoke(HELLO)
         assert (status, answer["error"]["code"]) == (503, "loading")
         server.wait_ready()
@@ -230,6 +235,13 @@ def test_the_engine_is_told_what_the_operator_set() -> None:
     assert (config.model_dir, config.sequence_tokens, config.running_limit) == ("/m", 512, 3)
     assert (config.prefix_cache, config.compat) == (False, False)
     assert engine_config(Settings()).prefix_cache
+
+
+def test_the_bounds_of_the_queue_reach_the_engine() -> None:
+    config = engine_config(read({"STRONGROOM_MAX_WAITING": "0", "STRONGROOM_MAX_WAIT_S": "0.1"})[0])
+    assert (config.waiting_limit, config.waiting_s) == (0, 0.1)
+    derived = engine_config(Settings())
+    assert (derived.waiting_limit, derived.waiting_s) == (None, 5.0)
 
 
 def run_entry(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
