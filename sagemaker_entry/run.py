@@ -129,13 +129,7 @@ class Run:
             state = self._prompts[index]
             for delta in deltas:
                 yield from self._apply(index, state, delta)
-<<<<<<< HEAD
-            if all(choice.ended for each in self._prompts for choice in each.choices):
-=======
-            if state.ended:
-                state.submission.cancel()  # a stop string ends a choice the engine would go on with
             if all(each.ended for each in self._prompts):
->>>>>>> w2b
                 return
 
     def result(self) -> GenerationResult:

@@ -42,8 +42,8 @@ class Ending:
         deltas: list[Delta] = batch
         return deltas
 
-    def cancel(self) -> None:
-        self.cancels += 1
+    def cancel(self, choice: int | None = None) -> None:
+        self.cancels += choice is None
 
 
 @pytest.fixture(scope="module")
