@@ -44,7 +44,12 @@ class Run:
     ends: list[int]  # tokens of each sequence after this step
     rows: Tensor  # (count,) int64 shelf rows
     positions: Tensor  # (count,) int64, ends - 1
+    shortest: int = field(init=False)  # of `ends`
+    longest: int = field(init=False)
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.shortest, self.longest = min(self.ends), max(self.ends)
 
 
 @dataclass(slots=True)
@@ -127,7 +132,9 @@ def packed_attention(
         step.calls.append(Call(layer, seen, key.shape[1], key.shape[-1], value.shape[-1]))
     tokens, heads = query.shape[2], query.shape[1]
     shape = Shape(scaling, sliding_window, softcap, s_aux)
-    out = query.new_zeros((tokens, heads, value.shape[-1]))
+    # Runs and spans cover every token; only the probe's void step covers none.
+    make = query.new_empty if step.runs or step.spans else query.new_zeros
+    out = make((tokens, heads, value.shape[-1]))
     for run in step.runs:
         _decode(run, layer, shape, query[0], key[0], value[0], out)
     for span in step.spans:
@@ -170,9 +177,9 @@ def _decode(run: Run, layer: int, shape: Shape, q: Tensor, k: Tensor, v: Tensor,
     else:
         keys[run.rows, :, run.positions] = k[:, first : first + count].transpose(0, 1)
         values[run.rows, :, run.positions] = v[:, first : first + count].transpose(0, 1)
-        low = 0 if shape.window is None else max(0, min(run.ends) - shape.window)
+        low = 0 if shape.window is None else max(0, run.shortest - shape.window)
         mask = _length_mask(run, shape.window, low, q)
-    longest = max(run.ends)
+    longest = run.longest
     packed = q[:, first : first + count].transpose(0, 1).reshape(count, kv_heads, -1, q.shape[-1])
     result = _attend(
         packed,
@@ -188,10 +195,10 @@ def _decode(run: Run, layer: int, shape: Shape, q: Tensor, k: Tensor, v: Tensor,
 def _length_mask(run: Run, window: int | None, low: int, like: Tensor) -> Tensor | None:
     """Return the additive mask (count, 1, 1, longest - low) of a run, or None when all ends are equal."""
     if window not in run.masks:
-        if min(run.ends) == max(run.ends):
+        if run.shortest == run.longest:
             run.masks[window] = None
         else:
-            at = torch.arange(low, max(run.ends))
+            at = torch.arange(low, run.longest)
             last = run.positions[:, None]
             allowed = at[None] <= last
             if window is not None:

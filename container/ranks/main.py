@@ -73,7 +73,11 @@ def _start(config_fd: int, page: HeartbeatWriter, loader: Loader) -> tuple[Engin
     def report(phase: LoadPhase) -> None:
         page.write(state=EngineState.LOADING, load_phase=phase, beat_ns=time.monotonic_ns())
 
-    started = assemble(read_config(config_fd), report, loader)
+    gc.disable()  # importing makes a million objects that stay; walking them again and again is a sixth of it
+    try:
+        started = assemble(read_config(config_fd), report, loader)
+    finally:
+        gc.enable()
     gc.collect()
     gc.freeze()  # the model's objects live as long as the process; no collection need walk them
     return started
