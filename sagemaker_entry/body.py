@@ -23,6 +23,7 @@ MAX_TRAILER_BYTES: Final = 8190
 MAX_TRAILERS: Final = 32
 FREE_CHUNKS: Final = 1024  # beyond these, chunks must carry at least MIN_CHUNK_BYTES on average
 MIN_CHUNK_BYTES: Final = 16
+BUDGET_RETRY_S: Final = 1
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,32})(?:[ \t]*;[\t !-~\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t !-~\x80-\xff]*")
@@ -39,6 +40,22 @@ class BodyLimits:
     total_s: float = 15.0
     grace_s: float = 5.0  # from then on the average must reach `bytes_per_s`
     bytes_per_s: float = 1024.0
+
+
+class BodyBudget:
+    """What all bodies of one worker may take together; else many large ones at once would take all memory."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.left_bytes = limit_bytes
+
+    def take(self, size_bytes: int) -> None:
+        """Raises ApiError OVERLOADED when too little is left."""
+        if size_bytes > self.left_bytes:
+            raise ApiError(Code.OVERLOADED, retry_after_s=BUDGET_RETRY_S)
+        self.left_bytes -= size_bytes
+
+    def give(self, size_bytes: int) -> None:
+        self.left_bytes += size_bytes
 
 
 class ChunkedDecoder:
@@ -137,6 +154,7 @@ class BodyReader:
         limits: BodyLimits,
         before: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        budget: BodyBudget | None = None,
     ) -> None:
         self.consumed = length_bytes == 0  # the connection is at the start of the next request
         self._receive = receive
@@ -145,9 +163,17 @@ class BodyReader:
         self._limits = limits
         self._before = before  # tells a client that waits for `100 Continue` to go on
         self._clock = clock
+        self._budget = budget
+        self._held_bytes = 0
+
+    def release(self) -> None:
+        """Give the budget back, once the exchange no longer needs the body; idempotent."""
+        if self._budget is not None:
+            self._budget.give(self._held_bytes)
+        self._held_bytes = 0
 
     def read(self) -> bytes:
-        """Return the body; raises ApiError: 413, 408, or 400 when it ends early or is badly framed."""
+        """Return the body; raises ApiError: 413, 408, 429, or 400 when it ends early or is badly framed."""
         if self.consumed:
             return b""
         if self._length is not None and self._length > self._limits.size_bytes:
@@ -194,4 +220,7 @@ class BodyReader:
             raise ApiError(Code.READ_TIMEOUT) from None
         if not data:
             raise ApiError(Code.BAD_REQUEST)
+        if self._budget is not None:
+            self._budget.take(len(data))
+            self._held_bytes += len(data)
         return data

@@ -25,7 +25,7 @@ from gunicorn.http.message import Request
 from gunicorn.http.unreader import SocketUnreader
 
 from sagemaker_entry import log
-from sagemaker_entry.body import BodyLimits, BodyReader
+from sagemaker_entry.body import BodyBudget, BodyLimits, BodyReader
 from sagemaker_entry.dialects.choose import Dialect
 from sagemaker_entry.dialects.presenter import error_body
 from sagemaker_entry.errors import ApiError, Code
@@ -58,6 +58,7 @@ class Host(Protocol):
 
     cfg: Any
     body_limits: BodyLimits
+    body_budget: BodyBudget
     metrics: Metrics
     watch: ClientWatch
     exchanges: set[Exchange]
@@ -195,6 +196,7 @@ class Connection:
             request.length_bytes,
             self._host.body_limits,
             self._continue if request._expected_100_continue else None,
+            budget=self._host.body_budget,
         )
         request._expected_100_continue = False  # sent when the body is wanted, not before
         exchange = Exchange(
@@ -217,6 +219,7 @@ class Connection:
             return self._answer(reply, environ, exchange)
         finally:
             self._body = None
+            body.release()
             self._host.watch.remove(fd)
             self._host.exchanges.discard(exchange)
             self._log(reply, exchange)

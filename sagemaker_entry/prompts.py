@@ -156,8 +156,8 @@ def _encode(chars: int, call: Callable[..., T], *arguments: Any) -> T:
     """Call a native tokenizer; in a thread, where it releases the interpreter, when the text is long."""
     if chars <= LONG_TEXT_CHARS:
         return _client_error(call, *arguments)
-    encoded: T = beside(_client_error, call, *arguments)
-    return encoded
+    result: T = beside(_client_error, call, *arguments)
+    return result
 
 
 def _client_error(call: Callable[..., T], *arguments: Any) -> T:

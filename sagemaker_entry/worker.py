@@ -19,7 +19,7 @@ from gevent.server import StreamServer
 from gunicorn.workers.ggevent import GeventWorker
 
 from sagemaker_entry import log
-from sagemaker_entry.body import BodyLimits
+from sagemaker_entry.body import BodyBudget, BodyLimits
 from sagemaker_entry.connection import Connection, Phase
 from sagemaker_entry.exchange import Exchange
 from sagemaker_entry.lifetime import ClientWatch, End
@@ -28,6 +28,8 @@ from sagemaker_entry.metrics import Metrics
 MAX_CONNECTIONS: Final = 800  # per worker, well under the greenlet pool
 FD_SHARE: Final = 0.8  # of the descriptor limit; the rest is for everything that is no client
 RESERVED_FDS: Final = 48
+BODIES_BYTES: Final = 256 * 1024 * 1024  # of all requests a worker holds at once
+BODIES_AT_LEAST: Final = 4  # of the largest size, however large the operator made it
 TURN_S: Final = 0.1
 LAST_WORDS_S: Final = 1.0  # for error events to be written once the drain time is over
 QUIET_S: Final = 0.3  # requests that raced the drain still find somebody to refuse them
@@ -40,6 +42,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         settings = self.app.settings
         self.settings = settings
         self.body_limits = BodyLimits(settings.body_limit_bytes)
+        self.body_budget = BodyBudget(max(BODIES_BYTES, BODIES_AT_LEAST * settings.body_limit_bytes))
         self.metrics: Metrics = self.app.metrics
         self.watch = ClientWatch()
         self.exchanges: set[Exchange] = set()

@@ -123,3 +123,23 @@ def test_the_reference_pages_name_every_setting_and_every_error() -> None:
         assert f"`{name}`" in page
     errors = errors_page()
     assert all(f"`{code.value}`" in errors for code in TABLE)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"MAX_INPUT_TOKENS": "100", "MAX_INPUT_LENGTH": "50"}, 100),
+        ({"MAX_INPUT_LENGTH": "50", "STRONGROOM_MAX_INPUT_TOKENS": "70"}, 70),
+        ({"MAX_INPUT_LENGTH": "50", "MAX_INPUT_TOKENS": ""}, 50),
+        ({"MAX_INPUT_LENGTH": "50", "STRONGROOM_MAX_INPUT_TOKENS": ""}, 50),
+    ],
+)
+def test_the_more_specific_name_wins_and_an_empty_one_gives_way(
+    environment: dict[str, str], expected: int
+) -> None:
+    assert read(environment)[0].max_input_tokens == expected
+
+
+def test_a_name_that_loses_is_not_even_read() -> None:
+    assert read({"STRONGROOM_PORT": "eighty", "SAGEMAKER_BIND_TO_PORT": "9090"})[0].port == 9090
+    assert read({"MAX_BEST_OF": "many", "STRONGROOM_MAX_BEST_OF": "3"})[0].max_best_of == 3

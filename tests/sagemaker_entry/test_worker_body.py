@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from sagemaker_entry.body import BodyLimits, BodyReader, ChunkedDecoder
+from sagemaker_entry.body import BodyBudget, BodyLimits, BodyReader, ChunkedDecoder
 from sagemaker_entry.errors import ApiError, Code
 
 
@@ -154,3 +154,42 @@ def test_slow_bodies_are_given_up_at_the_deadline(
             reader.read()
         assert caught.value.code is Code.READ_TIMEOUT
     assert wire.now_s == pytest.approx(after_s, abs=1.0)
+
+
+def budgeted(wire: Wire, budget: BodyBudget, length: int | None) -> BodyReader:
+    return BodyReader(wire.receive, wire.give_back, length, BodyLimits(1000), None, lambda: 0.0, budget)
+
+
+def test_all_bodies_of_a_worker_share_one_budget() -> None:
+    budget = BodyBudget(1500)
+    first = budgeted(Wire([b"x" * 1000]), budget, 1000)
+    assert first.read() == b"x" * 1000
+    second = budgeted(Wire([b"x" * 400, b"x" * 600]), budget, 1000)
+    with pytest.raises(ApiError) as caught:
+        second.read()
+    assert (caught.value.code, caught.value.retry_after_s) == (Code.OVERLOADED, 1)
+    assert not second.consumed, "the connection would be used again"
+    assert budget.left_bytes == 100, "what was received of the refused body is still held"
+    second.release()
+    second.release()
+    assert budget.left_bytes == 500
+    first.release()
+    assert budget.left_bytes == 1500
+    third = budgeted(Wire([b"3e8\r\n" + b"x" * 1000 + b"\r\n0\r\n\r\n"]), budget, None)
+    assert third.read() == b"x" * 1000
+    assert budget.left_bytes <= 500
+
+
+def test_a_body_that_fails_leaves_nothing_taken() -> None:
+    for wire, length in (
+        (Wire([b"zz\r\n"]), None),
+        (Wire([b"x"]), 10),
+        (Wire([]), 10),
+        (Wire([b"x"], 60.0), 9),
+    ):
+        budget = BodyBudget(100)
+        reader = budgeted(wire, budget, length)
+        with pytest.raises(ApiError):
+            reader.read()
+        reader.release()
+        assert budget.left_bytes == 100

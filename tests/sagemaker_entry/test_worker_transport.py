@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
+import socket
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.sagemaker_entry.harness import Server, post, status_of
+from tests.sagemaker_entry.harness import Server, post, status_of, wait_until
 
 CRLF = b"\r\n"
 GENERATE = json.dumps({"inputs": "abc", "parameters": {"max_new_tokens": 3}}).encode()
@@ -213,3 +218,30 @@ def test_a14_a_request_line_that_arrives_byte_by_byte_is_read(server: Server) ->
 def test_a14_bytes_that_are_no_request_are_refused_behind_a_good_one_too(server: Server) -> None:
     reply = server.raw(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01\x02\x00")
     assert [int(part[:3]) for part in reply.split(b"HTTP/1.1 ")[1:]] == [200, 400]
+
+
+def test_many_large_bodies_at_once_are_refused_before_they_take_all_memory(tmp_path: Path) -> None:
+    size = 20 * 1024 * 1024
+    with Server(tmp_path, STRONGROOM_WORKERS="1") as server:
+        clients = [server.connect() for _ in range(14)]
+        replies: list[bytes] = []
+
+        def send(client: socket.socket) -> None:
+            with contextlib.suppress(OSError):  # refused while it still sends
+                client.sendall(post("/invocations", b" " * (size - 1), f"Content-Length: {size}"))
+            replies.append(client.recv(100) if client in readable([client]) else b"")
+
+        def readable(sockets: list[socket.socket]) -> list[socket.socket]:
+            return select.select(sockets, [], [], 0.5)[0]
+
+        senders = [threading.Thread(target=send, args=(client,)) for client in clients]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        assert b"429" in b"".join(replies)
+        assert server.ping() == 200
+        for client in clients:
+            client.close()
+        large = GENERATE + b" " * (size - len(GENERATE))
+        wait_until(lambda: status_of(server.raw(post("/invocations", large), 10)) == 200, 20, "room again")
