@@ -44,12 +44,7 @@ class Run:
     ends: list[int]  # tokens of each sequence after this step
     rows: Tensor  # (count,) int64 shelf rows
     positions: Tensor  # (count,) int64, ends - 1
-    shortest: int = field(init=False)  # of `ends`
-    longest: int = field(init=False)
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.shortest, self.longest = min(self.ends), max(self.ends)
 
 
 @dataclass(slots=True)
@@ -177,9 +172,9 @@ def _decode(run: Run, layer: int, shape: Shape, q: Tensor, k: Tensor, v: Tensor,
     else:
         keys[run.rows, :, run.positions] = k[:, first : first + count].transpose(0, 1)
         values[run.rows, :, run.positions] = v[:, first : first + count].transpose(0, 1)
-        low = 0 if shape.window is None else max(0, run.shortest - shape.window)
+        low = 0 if shape.window is None else max(0, min(run.ends) - shape.window)
         mask = _length_mask(run, shape.window, low, q)
-    longest = run.longest
+    longest = max(run.ends)
     packed = q[:, first : first + count].transpose(0, 1).reshape(count, kv_heads, -1, q.shape[-1])
     result = _attend(
         packed,
@@ -195,10 +190,10 @@ def _decode(run: Run, layer: int, shape: Shape, q: Tensor, k: Tensor, v: Tensor,
 def _length_mask(run: Run, window: int | None, low: int, like: Tensor) -> Tensor | None:
     """Return the additive mask (count, 1, 1, longest - low) of a run, or None when all ends are equal."""
     if window not in run.masks:
-        if run.shortest == run.longest:
+        if min(run.ends) == max(run.ends):
             run.masks[window] = None
         else:
-            at = torch.arange(low, run.longest)
+            at = torch.arange(low, max(run.ends))
             last = run.positions[:, None]
             allowed = at[None] <= last
             if window is not None:

@@ -94,7 +94,7 @@ def assert_equal_alone(runner: Runner, requests: Sequence[EngineRequest]) -> Non
     assert all(len(together[number].tokens) == 2 for number in CANCELLED_LATE)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "deepseek_v3", "gpt_oss", "opt", "falcon_h1"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt_oss", "falcon_h1"])
 def test_64_tiny_requests_with_preemption_and_cancels_equal_their_solo_runs(kind: str) -> None:
     config = RunnerConfig(
         sequence_tokens=96,
@@ -112,6 +112,7 @@ def test_64_tiny_requests_with_preemption_and_cancels_equal_their_solo_runs(kind
 
 
 @pytest.mark.real_model
+@pytest.mark.timeout(900)
 def test_64_requests_with_preemption_and_cancels_equal_their_solo_runs(demo_checkpoint: Path) -> None:
     config = RunnerConfig(
         sequence_tokens=160,

@@ -20,12 +20,12 @@ from container.model.shape import RunnerConfig, physical_cores
 from container.model.source import DirectorySource
 from tests.model.serving import PATIENT, Answers, ask, native_runner, real_text, serve, serve_alone
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.timeout(900)]  # minutes where others use the cores too
 
 # One token in the middle of a block, whole blocks, one more; then chunks of a step and beyond.
 SHORT = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 18, 20, 23, 24, 27, 31, 32, 33, 36)
 MIDDLE = (40, 47, 48, 49, 56, 63, 64, 65, 72, 80, 96, 112, 127, 128, 129, 160)
-LONG = (255, 256, 257, 400, 700, 2000)
+LONG = (255, 257, 500, 2000)
 # fp32 logits of this model differ by up to about 1e-4 when sums run in another order; where the best two of
 # the reference are nearer than this, either is right.
 NOISE_LOGITS = 1e-3
@@ -89,7 +89,7 @@ def differs(answer: list[int], expected: Expected) -> bool:
     return False
 
 
-def test_greedy_tokens_of_46_prompts_served_at_once_equal_those_of_generate(demo_checkpoint: Path) -> None:
+def test_greedy_tokens_of_44_prompts_served_at_once_equal_those_of_generate(demo_checkpoint: Path) -> None:
     text = real_text(demo_checkpoint)
     lengths = sorted(
         (*SHORT, *MIDDLE, *LONG), key=lambda length: length * 7919 % 101
@@ -97,7 +97,7 @@ def test_greedy_tokens_of_46_prompts_served_at_once_equal_those_of_generate(demo
     asked = []
     for number, length in enumerate(lengths):
         at = 0 if number % 5 == 0 else number * 1999  # some share their beginning and hit the prefix cache
-        asked.append(ask(number, text[at : at + length], 10 if length < 200 else 5))
+        asked.append(ask(number, text[at : at + length], 8 if length < 200 else 4))
     engine = Engine(runner_for(demo_checkpoint), PATIENT)
     answers = serve(engine, asked)
     assert len(answers) >= 40
