@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -133,10 +134,17 @@ def test_a_silent_container_times_out_after_60_s_and_a_stream_after_480_s(bench:
     with sdk(here.emulator) as client, pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(model="", messages=MESSAGES)
     assert "timed out" in caught.value.response.json()["OriginalMessage"]
-    here.container.script = stream([event("Pa")], ending=silent)
+    heard = threading.Event()
+
+    def silent_once_heard(request: Any, connection: Any) -> None:
+        heard.wait(10)  # the clock jumps only after the head is known to be a stream's
+        silent(request, connection)
+
+    here.container.script = stream([event("Pa")], ending=silent_once_heard)
     with sdk(here.emulator) as client:
         chunks = client.chat.completions.create(model="", messages=MESSAGES, stream=True)
         assert next(iter(chunks)).choices[0].delta.content == "Pa"
+        heard.set()
         time.sleep(0.3)
         assert len(here.emulator.journal()) == 1, "the stream ended at the limit of a plain answer"
         now_s[0] += 420
