@@ -208,7 +208,13 @@ def test_text_generation_client_understands_our_validation_error(endpoint: Runni
         client.generate("x" * 200_000, max_new_tokens=8)
 
 
-def test_hugging_face_client_generates_and_streams(endpoint: Running) -> None:
+@pytest.fixture
+def hub_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client takes its offline switch, which this suite sets, as a ban on loopback, too."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_hugging_face_client_generates_and_streams(endpoint: Running, hub_online: None) -> None:
     client = InferenceClient(model=endpoint.url)
     fields: Any = {"max_new_tokens": 8, "return_full_text": False}
     text = client.text_generation("The capital of France is", **fields)
@@ -217,7 +223,7 @@ def test_hugging_face_client_generates_and_streams(endpoint: Running) -> None:
     assert len(parts) == 8 and "".join(parts) == text
 
 
-def test_hugging_face_client_chats(endpoint: Running) -> None:
+def test_hugging_face_client_chats(endpoint: Running, hub_online: None) -> None:
     client = InferenceClient(model=endpoint.url)
     answer = client.chat_completion(MESSAGES, max_tokens=32, temperature=0)
     assert "Paris" in (answer.choices[0].message.content or "")
