@@ -8,7 +8,7 @@ leaves no block and no slot behind.
     submit -> Scheduler.plan -> Runner.run -> Scheduler.commit -> deltas
     cancel ---^                     | raises: fail the requests of that step, reset, recompute the rest
 
-One thread calls everything here; arrivals and cancels take effect between steps.
+One thread calls everything here but `refusal`; arrivals and cancels take effect between steps.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Engine:
         self._names = PrefixNames(boot_key or secrets.token_bytes(32), model_identity)
         self._scheduler = Scheduler(self._capacity, self._gate.running_limit)
         self._live: dict[RequestKey, _Live] = {}
+        self._load = (0, 0)  # sequences running and waiting, for `refusal`
         self._pending: list[SequenceDelta] = []  # endings that happened between steps
         self._counters = Counters()
         self._serial = 0
@@ -116,6 +117,20 @@ class Engine:
         self._scheduler.add(list(choices))
         self._counters.accepted += 1
         self._counters.prompt_tokens += len(request.prompt)
+        self._note_load()
+
+    def refusal(self, ahead: int) -> Refused | None:
+        """Return what `submit` would raise for want of room with `ahead` more sequences before it, else None.
+
+        Any thread may ask while a step runs, so that the surplus of an overload need not wait for its end.
+        The answer rests on the counts as of the last step; `submit` has the last word.
+        """
+        running, waiting = self._load
+        try:
+            self._gate.check_room(running, waiting + ahead)
+        except Refused as refused:
+            return refused
+        return None
 
     def cancel(self, key: RequestKey, choice: int | None = None) -> None:
         """End a request, or one choice of it, that nobody waits for; unknown and ended ones are no error.
@@ -176,7 +191,11 @@ class Engine:
         if full:
             made = self._counters.generated_tokens - generated
             self._gate.pace.observe(made, self._counters.last_step_s)
+        self._note_load()
         return deltas
+
+    def _note_load(self) -> None:
+        self._load = (len(self._scheduler.running), self._scheduler.waiting)  # one store: never half seen
 
     def stats(self) -> Stats:
         """Return the present counts."""

@@ -197,8 +197,8 @@ class Host:
 
     def _apply(self, item: Item) -> None:
         if isinstance(item, Arrival):
-            self._switchboard.applied(item.request.key.connection, item.frame_bytes)
             self._submit(item.request)
+            self._switchboard.applied(item)
         elif isinstance(item, Cancellation):
             self._cancel(item.key, item.choice)
         elif isinstance(item, Lost):
@@ -316,7 +316,7 @@ class Host:
             prefix_queried_tokens=stats.prefix_queried_tokens,
             prefix_hit_tokens=stats.prefix_hit_tokens,
             accepted=stats.accepted,
-            refused=stats.refused,
+            refused=stats.refused + self._switchboard.refused,
             completed=stats.completed,
             failed=stats.failed,
             cancelled=stats.cancelled,

@@ -84,7 +84,7 @@ def _start(config_fd: int, page: HeartbeatWriter, loader: Loader) -> tuple[Engin
 
 
 def _serve(engine: Engine, welcome: Welcome, door_fd: int, page: HeartbeatWriter) -> None:
-    host = Host(engine, Switchboard(door_fd, welcome), page)
+    host = Host(engine, Switchboard(door_fd, welcome, refusal=engine.refusal), page)
     signal.signal(signal.SIGTERM, lambda *_: host.request_drain())
     signal.signal(signal.SIGQUIT, lambda *_: host.request_stop())
     host.run()

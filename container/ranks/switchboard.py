@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -80,7 +80,18 @@ Item = Arrival | Cancellation | Lost | Signal
 class Switchboard:
     """Runs the IO thread from `start` to `close`. `inbox` is safe to fill from a signal handler."""
 
-    def __init__(self, door_fd: int, welcome: Welcome, *, backlog_bytes: int = BACKLOG_BYTES) -> None:
+    def __init__(
+        self,
+        door_fd: int,
+        welcome: Welcome,
+        *,
+        refusal: Callable[[int], Refused | None] = lambda _: None,
+        backlog_bytes: int = BACKLOG_BYTES,
+    ) -> None:
+        self._refusal = refusal
+        self._added = 0  # choices put into the inbox; written by the IO thread
+        self._taken = 0  # choices the main loop has applied; written by it
+        self.refused = 0  # requests answered QUEUE_FULL here
         self.inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._door_fd = door_fd
         self._welcome = frame(welcome)
@@ -108,9 +119,10 @@ class Switchboard:
         """Send one frame; dropped when the connection is gone. Leaves with the next `wake`."""
         self._outbox.append((connection, data))
 
-    def applied(self, connection: int, frame_bytes: int) -> None:
+    def applied(self, arrival: Arrival) -> None:
         """Give back room taken by an Arrival, so that a paused connection is read again."""
-        self._outbox.append((connection, frame_bytes))
+        self._taken += arrival.request.choices
+        self._outbox.append((arrival.request.key.connection, arrival.frame_bytes))
 
     def wake(self) -> None:
         """Have the IO thread act on what was posted."""
@@ -207,11 +219,22 @@ class Switchboard:
         try:
             request = to_request(add, channel.number)
         except Refused as refused:
-            choices = range(min(max(add.choices, 1), MAX_CHOICES))
-            channel.send(frame(Deltas(0, error_deltas(add.id, choices, refused.code))))
+            self._send_refusal(channel, add, refused)
             return
+        # The main loop looks at arrivals between steps only; in an overload that is too late to say no.
+        full = self._refusal(self._added - self._taken)
+        if full is not None:
+            self.refused += 1
+            self._send_refusal(channel, add, full)
+            return
+        self._added += request.choices
         channel.intake_bytes += size_bytes
         self.inbox.put(Arrival(request, size_bytes))
+
+    def _send_refusal(self, channel: Channel, add: Add, refused: Refused) -> None:
+        choices = range(min(max(add.choices, 1), MAX_CHOICES))
+        deltas = error_deltas(add.id, choices, refused.code, retry_after_s=refused.retry_after_s)
+        channel.send(frame(Deltas(0, deltas)))
 
     def _deliver(self, *, wait: bool = True) -> None:
         if wait:

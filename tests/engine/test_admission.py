@@ -168,6 +168,20 @@ def test_free_slots_are_room_and_then_the_queue_has_a_bound():
     bench.submit(request(99))
 
 
+def test_room_can_be_asked_for_ahead_of_submitting_and_counts_those_on_their_way():
+    bench = Bench(EngineLimits(running=2, waiting=3))
+    assert bench.engine.refusal(4) is None  # two slots and three places
+    full = bench.engine.refusal(5)
+    assert full is not None and full.code is ErrorCode.QUEUE_FULL and full.retry_after_s is not None
+    bench.submit(request(1))
+    assert bench.engine.refusal(3) is None
+    assert bench.engine.refusal(4) is not None
+    bench.step()  # it runs now, in a slot of its own
+    assert bench.engine.refusal(3) is None
+    assert bench.engine.refusal(4) is not None
+    assert bench.engine.stats().refused == 0  # asking is not being refused
+
+
 def test_held_siblings_count_as_waiting():
     bench = Bench(EngineLimits(running=3, waiting=2))
     bench.submit(request(1, 20, choices=6))

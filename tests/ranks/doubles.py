@@ -81,6 +81,11 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self.live)
 
+    def refusal(self, ahead: int) -> Refused | None:
+        return (
+            Refused(ErrorCode.QUEUE_FULL, retry_after_s=7) if len(self.live) + ahead >= self.limit else None
+        )
+
     def submit(self, request: EngineRequest) -> None:
         self.threads.add(threading.get_ident())
         if self.draining:
@@ -167,7 +172,7 @@ def serving(
     front_fd, engine_fd = door or make_door()
     page_fd = make_page()
     writer, reader = HeartbeatWriter(page_fd), HeartbeatReader(page_fd)
-    switchboard = Switchboard(engine_fd, WELCOME, backlog_bytes=backlog_bytes)
+    switchboard = Switchboard(engine_fd, WELCOME, refusal=engine.refusal, backlog_bytes=backlog_bytes)
     host = Host(engine, switchboard, writer, drain_s=drain_s)
     failures: list[BaseException] = []
 

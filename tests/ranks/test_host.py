@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
+from contextlib import closing
 
 import msgspec
 import pytest
@@ -17,8 +19,10 @@ from tests.ranks.doubles import (
     FakeEngine,
     Raw,
     add,
+    collect,
     open_descriptors,
     serving,
+    submit,
     tokens_of,
     wait_until,
 )
@@ -74,6 +78,31 @@ def test_prompt_logprobs_that_cannot_fit_a_frame_are_refused():
     with serving() as s, Raw(s) as front:
         front.send(add(1, [1] * 60_000, sampling=sampling))
         assert front.deltas(1)[0].error == "invalid_request"
+
+
+def test_the_surplus_is_refused_while_a_step_runs_and_not_at_its_end():
+    running, over = threading.Event(), threading.Event()
+
+    def long_step() -> None:
+        running.set()
+        over.wait(10)
+
+    with serving(FakeEngine(limit=3, before_step=long_step)) as s, closing(s.client()) as client:
+        first = submit(client, [1])
+        assert running.wait(5)
+        waiting = [submit(client, [n]) for n in (2, 3)]
+        surplus = [submit(client, [n], choices=2) for n in (4, 5)]
+        for submission in surplus:
+            deltas = collect(submission, silence_s=2.0)  # the step still runs
+            assert [(d.choice, d.error, d.retry_after_s) for d in deltas] == [
+                (0, "queue_full", 7),
+                (1, "queue_full", 7),
+            ]
+        over.set()
+        for token, submission in ((1, first), *zip((2, 3), waiting, strict=True)):
+            assert tokens_of(collect(submission)) == [token] * 4
+        assert s.switchboard.refused == 2
+        assert tokens_of(collect(submit(client, [6]))) == [6] * 4  # room again
 
 
 def test_every_choice_of_a_refused_request_is_ended():
