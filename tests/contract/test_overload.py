@@ -16,7 +16,7 @@ from tests.contract.calls import Reply, call, chat, metric
 from tests.contract.conftest import Running
 
 pytestmark = pytest.mark.real_model
-SECONDS = 15.0
+SECONDS = 20.0  # enough refusals for a 99th percentile that is not the maximum
 GENERATED = "vllm:generation_tokens_total"
 WORK = chat("Tell me about the history of", max_tokens=24, ignore_eos=True)
 
@@ -133,8 +133,8 @@ def test_at_four_times_capacity_the_endpoint_goes_on_and_the_surplus_gets_429_at
         f"capacity {capacity:.1f} tokens/s, goodput {goodput:.1f} of {len(replies)} requests, "
         f"{len(refused)} refused in {[round(s, 3) for s in seconds[-5:]]} s at most"
     )
-    # The goal is 0.9. Measured on 2 cores that client and server share: 0.72 to 0.79 of the tokens, so this only
-    # guards against collapse; where the rest goes is not known yet.
+    # The goal is 0.9. Measured on 2 cores that client and server share: 0.72 to 0.79 of the tokens, so
+    # this only guards against collapse; where the rest goes is not known yet.
     assert goodput >= 0.5 * capacity, report
     assert percentile(seconds, 0.99) < 0.05, report
     assert percentile(pings, 0.99) < 0.2, report
