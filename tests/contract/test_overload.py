@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.contract.calls import Reply, call, chat, metric
 from tests.contract.conftest import Running
 
 pytestmark = pytest.mark.real_model
-SECONDS = 20.0  # enough refusals for a 99th percentile that is not the maximum
+SETTLED_S, WINDOW_S, ROUNDS = 3.0, 9.0, 4  # together enough refusals for a true 99th percentile
 GENERATED = "vllm:generation_tokens_total"
 WORK = chat("Tell me about the history of", max_tokens=24, ignore_eos=True)
 
@@ -67,8 +68,8 @@ def closed_loop(port: int, clients: int, seconds: float) -> float:
     return len(done) / (max(done) - began)
 
 
-def open_loop(port: int, per_s: float, seconds: float) -> tuple[list[Reply], float]:
-    """Send Poisson arrivals at `per_s`; return all replies and the seconds until the last one."""
+def open_loop(port: int, per_s: float, seconds: float) -> list[Reply]:
+    """Send Poisson arrivals at `per_s`; return all replies."""
     chance = random.Random(11)
     replies: list[Reply] = []
     threads = []
@@ -83,7 +84,7 @@ def open_loop(port: int, per_s: float, seconds: float) -> tuple[list[Reply], flo
     for thread in threads:
         thread.join()
     assert len(replies) == len(threads)  # nobody was left without an answer
-    return replies, time.monotonic() - began
+    return replies
 
 
 class Output:
@@ -110,32 +111,45 @@ class Output:
         return self.per_s
 
 
-@pytest.mark.timeout(400)
+def at_capacity(port: int) -> float:
+    """Return tokens per second with 32 clients that each wait for their answer."""
+    output = Output(port, SETTLED_S, WINDOW_S)
+    closed_loop(port, 32, SETTLED_S + WINDOW_S)
+    return output.result()
+
+
+@pytest.mark.timeout(600)
 def test_at_four_times_capacity_the_endpoint_goes_on_and_the_surplus_gets_429_at_once(
     endpoint: Running,
 ) -> None:
     port = endpoint.port
-    closed_loop(port, 32, 3)  # warm
-    output = Output(port, 3, SECONDS - 4)
-    per_s = closed_loop(port, 32, SECONDS)
-    capacity = output.result()
-    output = Output(port, 3, SECONDS - 4)
-    with pinging(port) as pings:
-        replies, _ = open_loop(port, 4 * per_s, SECONDS)
-    goodput = output.result()
+    per_s = closed_loop(port, 32, 12)
+    capacity = [at_capacity(port)]
+    goodput: list[float] = []
+    replies: list[Reply] = []
+    pings: list[float] = []
+    # A shared machine's own speed drifts by half within a minute: each overload stands between two
+    # measurements of capacity and is compared with their mean.
+    for _ in range(ROUNDS):
+        output = Output(port, SETTLED_S, WINDOW_S)
+        with pinging(port) as taken:
+            replies += open_loop(port, 4 * per_s, SETTLED_S + WINDOW_S)
+        goodput.append(output.result())
+        pings += taken
+        capacity.append(at_capacity(port))
     served = [reply for reply in replies if reply.status == 200]
     refused = [reply for reply in replies if reply.status == 429]
     others = [(reply.status, reply.body[:200]) for reply in replies if reply.status not in (200, 429)]
     assert served and not others  # so every token counted belongs to an answer
     assert refused and all(1 <= int(reply.headers["retry-after"]) <= 30 for reply in refused)
     seconds = sorted(reply.seconds for reply in refused)
+    shares = [good / statistics.mean(pair) for good, pair in zip(goodput, pairwise(capacity), strict=True)]
     report = (
-        f"capacity {capacity:.1f} tokens/s, goodput {goodput:.1f} of {len(replies)} requests, "
+        f"capacity {[round(value) for value in capacity]}, goodput {[round(value) for value in goodput]} "
+        f"tokens/s, shares {[round(share, 2) for share in shares]}, of {len(replies)} requests "
         f"{len(refused)} refused in {[round(s, 3) for s in seconds[-5:]]} s at most"
     )
-    # The goal is 0.9. Measured on 2 cores that client and server share: 0.72 to 0.79 of the tokens, so
-    # this only guards against collapse; where the rest goes is not known yet.
-    assert goodput >= 0.5 * capacity, report
+    assert statistics.median(shares) >= 0.9, report
     assert percentile(seconds, 0.99) < 0.05, report
     assert percentile(pings, 0.99) < 0.2, report
 
