@@ -35,15 +35,32 @@ class ErrorCode(enum.StrEnum):
     KV_EXHAUSTED = "kv_exhausted"  # the only running sequence cannot get another block
     NUMERICAL = "numerical_error"  # NaN, or every token masked
     UNSUPPORTED = "unsupported"  # the runner in use cannot do what was asked
+    GRAMMAR = "grammar_error"  # the grammar cannot be compiled or followed within its bounds
     INTERNAL = "internal"  # the step failed; the requests in it are lost
+
+
+class GrammarKind(enum.StrEnum):
+    """The languages a grammar may be written in; what each means is llguidance's."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"  # written by the front only, never by a client
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the text of an output must be a member of; it is complete before the sequence may end."""
+
+    kind: GrammarKind
+    text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is drawn from one row of logits.
 
-    Order of application: penalties, bias, held stop ids, temperature, top-k, top-p, typical-p, min-p, draw.
-    Logprobs are taken from the raw logits, before all of that.
+    Order of application: penalties, bias, held stop ids, grammar, temperature, top-k, top-p, typical-p,
+    min-p, draw. Logprobs are taken from the raw logits, before all of that.
     """
 
     temperature: float = 1.0  # 0 means greedy
@@ -58,6 +75,7 @@ class SamplingParams:
     seed: int = 0  # unsigned 64 bits, key of the counter RNG
     top_logprobs: int | None = None  # None: no logprobs; 0: the chosen token's; n: and the n best
     prompt_logprobs: int | None = None  # the same for prompt tokens 1..; forces an uncached prefill
+    grammar: Grammar | None = None
 
     @property
     def greedy(self) -> bool:

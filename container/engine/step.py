@@ -75,7 +75,9 @@ class StepPlan:
 class RowResult:
     """Outcome of one row that samples or wants prompt logprobs.
 
-    `sampled` is None when the row does not sample or `failed` is set (NaN, or every token masked).
+    `sampled` is None when the row does not sample or `failed` is set (NaN, or every token masked). `ended`
+    says that the token completes the row's grammar and nothing may follow it; `grammar_failed` comes with
+    `failed`.
     `prompt_logprobs[i]` belongs to the token at position start + i + 1 and is present only where that token
     is part of the prompt.
     """
@@ -84,6 +86,8 @@ class RowResult:
     sampled: SampledToken | None = None
     failed: bool = False
     prompt_logprobs: Sequence[SampledToken] = ()
+    ended: bool = False
+    grammar_failed: bool = False
 
 
 @dataclass(slots=True)
@@ -107,6 +111,7 @@ class Capacity:
     prefix_cache: bool = True  # False: blocks are accounted for but never shared
     chunked_prefill: bool = True  # False: a prompt must be computed in one row
     prompt_logprobs: bool = True
+    grammar: bool = False  # sampling can be held to a grammar
     # Sum of the lengths of all running sequences, a shared block counted once per sequence that holds it
     # (slabs are copies). None: every slot may be full at once.
     resident_tokens: int | None = None

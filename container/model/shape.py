@@ -43,6 +43,7 @@ class RunnerConfig:
     prefix_cache: bool = True
     compat: bool = True  # False: refuse models that fail the probe
     dtype: str = "auto"  # auto | float32 | bfloat16
+    quantize: str = "none"  # auto | none | bnb-nf4 | bnb-int8 | int8-block | int4-block | fp8
     threads: int | None = None  # torch threads; None: physical cores the cgroup allows
 
 

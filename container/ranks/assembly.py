@@ -117,6 +117,7 @@ def assemble(config: EngineConfig, report: Report, loader: Loader = load) -> tup
         runner=loaded.kind,
         reason=loaded.reason,
         prompt_logprobs=capacity.prompt_logprobs,
+        grammar=capacity.grammar,
     )
     return engine, welcome
 

@@ -23,6 +23,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     prefix_cache: bool = True
     compat: bool = True  # False: refuse models that fail the probe
     dtype: str = "auto"  # auto | float32 | bfloat16
+    quantize: str = "auto"  # auto | none | bnb-nf4 | bnb-int8 | int8-block | int4-block | fp8
+    tensor_parallel: int = 1  # ranks that hold one model together
     threads: int | None = None  # torch threads; None: physical cores the cgroup allows
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from container.engine.request import MAX_CHOICES
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024  # a prompt of a million tokens still fits
 MAX_REQUEST_ID: Final = 2**63 - 1  # counted up by one per request and connection: never reused
 LENGTH = struct.Struct("<I")
@@ -47,6 +47,7 @@ class Sampling(_Frame, frozen=True, array_like=True):
     seed: int
     top_logprobs: int | None
     prompt_logprobs: int | None
+    grammar: tuple[str, str] | None  # kind, text
 
 
 class Hello(_Frame, frozen=True, array_like=True, tag="hello"):
@@ -65,6 +66,7 @@ class Welcome(_Frame, frozen=True, array_like=True, tag="welcome"):
     runner: str  # "native" or "compat"
     reason: str | None  # closed reason code when compat
     prompt_logprobs: bool
+    grammar: bool  # structured output is available
 
 
 class Add(_Frame, frozen=True, array_like=True, tag="add"):

@@ -15,6 +15,8 @@ from typing import Final
 from container.engine.request import (
     EngineRequest,
     ErrorCode,
+    Grammar,
+    GrammarKind,
     Refused,
     RequestKey,
     SampledToken,
@@ -27,6 +29,8 @@ TOKEN_BYTES: Final = 4
 MAX_LOGIT_BIAS: Final = 1024  # entries; OpenAI documents 300
 MAX_STOP_TOKENS: Final = 1024
 MAX_LABEL_CHARS: Final = 256  # tenant, cache salt
+GRAMMAR_KINDS: Final = frozenset(kind.value for kind in GrammarKind)
+MAX_GRAMMAR_CHARS: Final = 256 * 1024
 # A delta with all prompt logprobs must fit one frame: 15 bytes for an id and a float64, 16 MiB in all.
 MAX_PROMPT_LOGPROB_ENTRIES: Final = 1_000_000
 
@@ -80,7 +84,17 @@ def _sampling(wire: Sampling) -> SamplingParams:
         seed=wire.seed,
         top_logprobs=wire.top_logprobs,
         prompt_logprobs=wire.prompt_logprobs,
+        grammar=_grammar(wire.grammar),
     )
+
+
+def _grammar(wire: tuple[str, str] | None) -> Grammar | None:
+    if wire is None:
+        return None
+    kind, text = wire
+    if len(text) > MAX_GRAMMAR_CHARS or kind not in GRAMMAR_KINDS:
+        raise Refused(ErrorCode.INVALID)
+    return Grammar(GrammarKind(kind), text)
 
 
 def to_wire_sampling(params: SamplingParams) -> Sampling:
@@ -98,6 +112,7 @@ def to_wire_sampling(params: SamplingParams) -> Sampling:
         seed=params.seed,
         top_logprobs=params.top_logprobs,
         prompt_logprobs=params.prompt_logprobs,
+        grammar=None if params.grammar is None else (params.grammar.kind.value, params.grammar.text),
     )
 
 

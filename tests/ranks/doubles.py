@@ -35,7 +35,7 @@ from container.ranks.submission import Submission
 from container.ranks.switchboard import Switchboard
 from container.ranks.translation import to_prompt_bytes, to_wire_sampling
 
-WELCOME = Welcome(SCHEMA_VERSION, 4096, 1000, 8, "native", None, True)
+WELCOME = Welcome(SCHEMA_VERSION, 4096, 1000, 8, "native", None, True, False)
 GREEDY = SamplingParams(temperature=0.0)
 
 

@@ -144,7 +144,9 @@ class FakeEngine:
     def _read(self, channel: Channel) -> None:
         for message, _ in channel.read():
             if isinstance(message, Hello):
-                channel.send(frame(Welcome(message.schema, SEQUENCE_TOKENS, 260, 8, "native", None, True)))
+                channel.send(
+                    frame(Welcome(message.schema, SEQUENCE_TOKENS, 260, 8, "native", None, True, False))
+                )
             elif isinstance(message, Add):
                 self.seen["adds"] += 1
                 self._requests.append(FakeRequest(channel, message))

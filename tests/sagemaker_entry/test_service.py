@@ -36,7 +36,7 @@ from sagemaker_entry.service import Service
 from sagemaker_entry.settings import Settings
 from tests.sagemaker_entry.harness import write_model
 
-WELCOME = Welcome(SCHEMA_VERSION, 64, 260, 8, "native", None, True)
+WELCOME = Welcome(SCHEMA_VERSION, 64, 260, 8, "native", None, True, False)
 LIMITS = ModelLimits(model="m", sequence_tokens=64, input_tokens=63, vocabulary=260)
 
 
