@@ -16,6 +16,7 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 
 from sagemaker_entry import children, log
 from sagemaker_entry.metrics import MAX_WORKERS, Metrics
@@ -85,6 +86,17 @@ class Front(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
             "post_fork": self._after_fork,
             "proc_name": "strongroom-front",
         }
+
+    def run(self) -> None:
+        """Serve until told to stop; ends by SystemExit.
+
+        gunicorn halts when a worker cannot load and reaps the others meanwhile: a second one that could not
+        makes it halt inside its halting, and Python would print both traces.
+        """
+        try:
+            Arbiter(self).run()
+        except HaltServer as halt:
+            raise SystemExit(halt.exit_status) from None
 
     def load(self) -> Any:
         """Build the WSGI callable; called in the worker."""

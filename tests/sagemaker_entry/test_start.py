@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 
 from container.text.errors import TextCode, TextError
-from sagemaker_entry import children, supervisor, wiring
+from sagemaker_entry import children, front, supervisor, wiring
 from sagemaker_entry.supervisor import SERVICE_ID, drop_privileges
 from tests.sagemaker_entry.harness import ROOT, Server, write_model
 from tests.sagemaker_entry.test_supervisor import run_entry
@@ -151,6 +153,24 @@ def test_the_text_model_is_tried_a_few_times_and_then_the_worker_ends(
         wiring.load(Waiting(), str(tmp_path), failing(wiring.ATTEMPTS, error))  # type: ignore[arg-type]
     assert caught.value.code == children.EXIT_UNUSABLE
     assert len(pauses) == wiring.ATTEMPTS - 1, "it slept after the last attempt"
+
+
+def test_a_second_worker_that_cannot_load_while_the_front_halts_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(_: Any) -> None:
+        try:
+            raise HaltServer("App failed to load.", children.EXIT_UNUSABLE)
+        except HaltServer:
+            raise HaltServer("App failed to load.", children.EXIT_UNUSABLE)  # noqa: B904 - as gunicorn does
+
+    monkeypatch.setattr(Arbiter, "__init__", lambda *_: None)
+    monkeypatch.setattr(Arbiter, "run", run)
+    application = object.__new__(front.Front)
+    with pytest.raises(SystemExit) as caught:
+        application.run()
+    assert caught.value.code == children.EXIT_UNUSABLE
+    assert caught.value.__suppress_context__, "Python would print the traces"
 
 
 def broken_model(server: Server) -> None:
