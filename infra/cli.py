@@ -22,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+package = typer.Typer(help="The vendor's side: what goes into a model package.", no_args_is_help=True)
+app.add_typer(package, name="package")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
 
@@ -29,6 +32,7 @@ EMULATOR_PORT = 8181
 SERVER_PORT = 8080
 BODY_BYTES = 6_291_456  # the service model's limit
 TOKEN_S = 43_200
+QUALITY_TOKENS = 4096
 
 
 @app.command()
@@ -145,6 +149,27 @@ def doctor(
 
     ports = port or [SERVER_PORT, EMULATOR_PORT]
     report.run("doctor", as_json, lambda: room.examine(ports, model), room.show)
+
+
+@package.command()
+def quality(
+    model: Annotated[Path, typer.Option(help="Directory of the unquantized model.")],
+    out: Annotated[Path, typer.Option(help="Directory for the report; made if missing.")],
+    variants: Annotated[str | None, typer.Option(help="Comma-separated; without it, all of them.")] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text instead of the fixed one.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the text to measure on.")] = QUALITY_TOKENS,
+    threads: Annotated[int | None, typer.Option(min=1, help="Compute threads.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each quantization costs: divergence, size and speed, as table, plot and JSON."""
+    from infra import measuring
+
+    report.run(
+        "package quality",
+        as_json,
+        lambda: measuring.quality(model, out, variants, text, tokens, threads),
+        measuring.show,
+    )
 
 
 @app.command()

@@ -11,6 +11,7 @@ shelf are computed in one batched call.
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,13 @@ class PackedModel:
         logits: Tensor = output.logits[0]
         assert logits.shape[0] == len(wanted), "the model does not pick rows of logits"
         return logits.float()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters and buffers; storage that several share counts once."""
+        tensors = itertools.chain(self._model.parameters(), self._model.buffers())
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return sum(storages.values())
 
     def close(self) -> None:
         """Wipe KV and let go of the weights."""

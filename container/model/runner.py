@@ -183,6 +183,11 @@ class NativeRunner:
     def capacity(self) -> Capacity:
         return self._capacity
 
+    @property
+    def packed(self) -> PackedModel:
+        """The model that steps run on; whoever asks it directly runs no steps meanwhile."""
+        return self._packed
+
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute one step; raises KVBudgetExceeded, KeyError for a block never saved, and torch's errors."""

@@ -232,17 +232,26 @@ def test_the_weights_probe_judges_where_the_structure_probe_cannot(monkeypatch: 
     assert (facts.runner, facts.reason) == ("compat", ProbeReason.HOOK_COUNT)
 
 
+def test_in_bf16_the_order_of_two_logits_one_rounding_apart_is_noise() -> None:
+    reference = torch.tensor([[32.0, 31.75, 0.0]])
+    swapped = torch.tensor([[31.75, 32.0, 0.0]])
+    assert probe.agree(swapped, reference, torch.bfloat16)
+    assert not probe.agree(swapped, reference, torch.float32)
+    apart = torch.tensor([[32.0, 31.0, 0.0]])
+    assert not probe.agree(torch.tensor([[31.4, 31.6, 0.0]]), apart, torch.bfloat16)
+
+
 def test_logits_with_nan_never_agree() -> None:
     good = torch.randn(3, 9, generator=torch.Generator().manual_seed(1))
-    assert probe.agree(good, good, 1e-3)
-    assert not probe.agree(good.clone().fill_(float("nan")), good, 1e-3)
-    assert not probe.agree(good + 1.0, good, 1e-3)
+    assert probe.agree(good, good, torch.float32)
+    assert not probe.agree(good.clone().fill_(float("nan")), good, torch.float32)
+    assert not probe.agree(good + 1.0, good, torch.float32)
 
 
 def test_a_clear_winner_must_stay_the_winner() -> None:
     reference = torch.tensor([[1000.0, 1.0, 0.0], [0.0, 0.2, 0.0]])
     other = torch.tensor([[1000.0, 1.0, 0.0], [0.21, 0.2, 0.0]])
-    assert not probe.agree(other, reference, 1e-3)
+    assert not probe.agree(other, reference, torch.float32)
 
 
 def test_compat_recomputes_where_a_cache_does_not_continue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""What a quantization costs in quality, measured on the path that serves."""
