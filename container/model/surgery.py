@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ class Part(enum.StrEnum):
     NORM = "norm"  # root mean square norms: one call
 
 
+Judgement = TypeVar("Judgement")
 ALL_PARTS: Final = frozenset(Part)
 CPU_PARTS: Final = frozenset({Part.NORM})
 
@@ -75,6 +76,29 @@ class Fused:
     def commit(self) -> None:
         """Let go of the originals, so that quantizing a fused weight frees it."""
         self._undo.clear()
+
+
+def guarded(
+    module: nn.Module,
+    chosen: frozenset[Part],
+    trial: Callable[[], object],
+    judge: Callable[[], Judgement],
+    failure: type[Exception],
+) -> tuple[Judgement, dict[str, int]]:
+    """Return what `judge` says of the fused `module`, and what was fused; where it fails, without surgery.
+
+    Raises `failure` when `trial` does, or when `judge` does without surgery too.
+    """
+    fused = fuse(module, chosen, trial)
+    try:
+        judgement = judge()
+    except failure:
+        if not fused.counts:
+            raise
+        fused.undo()
+        judgement = judge()
+    fused.commit()
+    return judgement, {part.value: count for part, count in fused.counts.items()}
 
 
 @torch.no_grad()
