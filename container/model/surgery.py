@@ -11,11 +11,11 @@ whole. Order: load, slice, fuse, compare with the reference, `commit`, quantize.
 `nn.Linear` modules (`q_proj.qkv`, `gate_up`), which a quantizer replaces like any other.
 
 Negative result: nothing here pays on a CPU in fp32, so `auto` leaves it off there (CPU_PARTS). SmolLM2-135M,
-one thread of a busy 2-core AVX2 machine, `python -m tests.model.surgery_speed`, 2026-11-23, median ratios of CPU
-time, fused to unfused, for decoding 1, 8 and 32 rows and a prefill of 256 tokens:
-untouched copies 0.98, 1.02, 0.99, 0.99 (the noise); projections of attention 1.02, 1.04, 1.02, 1.01; gate and
-up 1.04, 1.02, 1.01, 1.08; norms 1.02, 1.01 for 1 and 8 rows, not measured beyond (a norm alone: 49 us against
-55 us for one row, a third of a percent of a step). On a GPU the gain is fewer kernels; not measured yet.
+one thread of a busy 2-core AVX2 machine, `python -m tests.model.surgery_speed`, 2026-11-23, median ratios of
+CPU time, fused to unfused, for decoding 1, 8 and 32 rows and a prefill of 256 tokens: untouched copies 0.98,
+1.02, 0.99, 0.99 (the noise); projections of attention 1.02, 1.04, 1.02, 1.01; gate and up 1.04, 1.02, 1.01,
+1.08; norms 1.02 and 1.01 for 1 and 8 rows, not measured beyond (one norm of one row: 49 us against 55 us, a
+third of a percent of a step). On a GPU the gain would be fewer kernels; that is not measured yet.
 """
 
 from __future__ import annotations
