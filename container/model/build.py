@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 
 from container.engine.step import Capacity, Runner
-from container.model import probe, shape
+from container.model import probe, shape, surgery
 from container.model.compat import CompatRunner, PlainModel
 from container.model.kv_cache import KVCache, LayerShape
 from container.model.load import LoadedModel, load, quiet, read_config
@@ -51,6 +51,7 @@ class ModelFacts:
     dtype: str
     eos_token_ids: tuple[int, ...]
     seconds: dict[str, float] = field(default_factory=dict)  # by phase of loading
+    fused: dict[str, int] = field(default_factory=dict)  # modules replaced, by surgery.Part
 
 
 class _Clock:
@@ -92,8 +93,10 @@ def assemble(
     clock = _Clock()
     torch.set_num_threads(shape.compute_threads(config.threads, shape.physical_cores()))
     dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
+    parts = surgery.parts(config.surgery)
     reason: ProbeReason | None = None
     measured: Measured | None = None
+    fused: dict[str, int] = {}
     try:
         progress("checking structure")
         with clock.phase("probe_structure"):
@@ -107,7 +110,7 @@ def assemble(
         progress("comparing with the reference")
         with clock.phase("probe_weights"):
             try:
-                measured = _probe_weights(loaded)
+                measured, fused = _probe_weights(loaded, parts)
             except ProbeFailed as failure:
                 reason = failure.reason
     wanted = shape.wanted_tokens(loaded.text_config, config)
@@ -119,6 +122,7 @@ def assemble(
         dtype=str(dtype).removeprefix("torch."),
         eos_token_ids=loaded.eos_token_ids,
         seconds=clock.seconds,
+        fused=fused,
     )
     if measured is not None:
         sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype))
@@ -131,13 +135,23 @@ def assemble(
     return runner, facts
 
 
-def _probe_weights(loaded: LoadedModel) -> Measured:
-    """Probe B: the real weights, before and after the hook; raises ProbeFailed."""
+def _probe_weights(loaded: LoadedModel, parts: frozenset[surgery.Part]) -> tuple[Measured, dict[str, int]]:
+    """Probe B: the real weights, before and after hook and surgery; raises ProbeFailed.
+
+    A model that fails with surgery is judged again without. Returns what was fused, too.
+    """
     text = loaded.text_config
     sequences = probe.probe_sequences(text.vocab_size)
     references = probe.reference_logits(loaded.model, sequences)
     probe.hooked(loaded.use_hook)
-    return probe.compare(loaded.model, sequences, references, text.num_hidden_layers)
+    layers = text.num_hidden_layers
+    return surgery.guarded(
+        loaded.model,
+        parts,
+        trial=lambda: probe.measure(loaded.model, layers),
+        judge=lambda: probe.compare(loaded.model, sequences, references, layers),
+        failure=ProbeFailed,
+    )
 
 
 def _native(
