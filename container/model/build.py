@@ -121,7 +121,9 @@ def assemble(
         seconds=clock.seconds,
     )
     if measured is not None:
-        sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype))
+        windows = shape.kv_bytes_by_window(measured.layers, dtype)
+        token_bytes = shape.kv_bytes_per_token(measured.layers, dtype)
+        sizes = shape.size(config, wanted, token_bytes, windows=windows)
         return _native(loaded, measured, sizes, config, make_sampler, score), facts
     assert reason is not None
     if not config.compat:
