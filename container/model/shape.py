@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 
 from container.model.kv_cache import KVLimits, LayerShape
+from container.model.positions import reach_tokens
 
 CPU_STEP_TOKENS: Final = 256  # prefill is compute-bound from here on, and decodes wait for one step at most
 CPU_RUNNING: Final = 32
@@ -83,10 +84,11 @@ def window_tokens(text_config: Any) -> int | None:
 def wanted_tokens(text_config: Any, config: RunnerConfig) -> int:
     """Return the sequence length asked for, before memory is known; raises SizingError beyond the window."""
     window = window_tokens(text_config)
+    default, longest = (2048, None) if window is None else reach_tokens(text_config, window)
     if config.sequence_tokens is None:
-        return window or 2048
-    if window is not None and config.sequence_tokens > window:
-        raise SizingError(f"`sequence_tokens` is {config.sequence_tokens}, the model's window is {window}")
+        return default
+    if longest is not None and config.sequence_tokens > longest:
+        raise SizingError(f"`sequence_tokens` is {config.sequence_tokens}, the model's window is {longest}")
     if config.sequence_tokens < 2:
         raise SizingError("`sequence_tokens` must be at least 2")
     return config.sequence_tokens
