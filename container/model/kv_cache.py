@@ -291,7 +291,9 @@ class KVCache:
 
     def _vacate(self, place: Place) -> None:
         place.shelf.give_back(place.row, place.tokens)
-        if place.shelf.empty:  # give the memory back; one shelf per class stays to avoid reserving anew
+        if place.shelf.empty:
+            # Give the memory back. One small shelf per class stays to avoid reserving anew; that of a long
+            # sequence costs little beside computing it, and would double what a prompt holds while it grows.
             shelves = self._shelves[place.shelf.capacity]
-            if len(shelves) > 1:
+            if len(shelves) > 1 or place.shelf.rows == 1:
                 shelves.remove(place.shelf)
