@@ -7,6 +7,7 @@ Invariant: tokens of different sequences never meet; every row attends to its ow
     packed   |d0|d1|d2|d3|p0 p1 p2 p3|r0 r1|     decode runs first (one token per sequence), then spans
     run      sequences in consecutive rows of one shelf: one batched call, lengths masked
     span     several tokens of one sequence: one causal call
+    ring     a layer with a window keeps position p at p % length of its slab; `kv_cache` says how long
 
 Heads of a group share one K/V head, so decode views q as (Hk, Hq/Hk, D): 10-24 times faster than repeating
 K and V, and faster than `enable_gqa` (measured on 2 AVX2 cores, fp32).
@@ -25,13 +26,24 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 HOOK: Final = "strongroom"
+SCORES: Final = 1 << 24  # elements of a score matrix written out at once (64 MiB), where no kernel avoids it
 
 
 class Slab(Protocol):
-    """K and V of the sequences of one shelf: per layer (rows, Hk, capacity, D)."""
+    """K and V of the sequences of one shelf: per layer (rows, Hk, length, D)."""
 
     keys: list[Tensor]
     values: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a run touches in layers of one window and slab length: it writes `at`, reads [low, high)."""
+
+    at: Tensor  # (count,) int64
+    low: int
+    high: int
+    mask: Tensor | None  # additive, (count, 1, 1, high - low); None: everything is seen
 
 
 @dataclass(slots=True)
@@ -44,7 +56,7 @@ class Run:
     ends: list[int]  # tokens of each sequence after this step
     rows: Tensor  # (count,) int64 shelf rows
     positions: Tensor  # (count,) int64, ends - 1
-    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    reaches: dict[tuple[int | None, int], Reach] = field(default_factory=dict)  # by window and length
 
 
 @dataclass(slots=True)
@@ -56,7 +68,7 @@ class Span:
     first: int
     count: int
     start: int
-    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    masks: dict[int | None, Tensor] = field(default_factory=dict)  # by window
 
 
 @dataclass(slots=True)
@@ -68,6 +80,7 @@ class Call:
     kv_heads: int
     key_dim: int
     value_dim: int
+    window: int | None
 
 
 @dataclass(slots=True)
@@ -124,7 +137,7 @@ def packed_attention(
     layer = _layer_of(module)
     if step.calls is not None:
         seen = attention_mask is not None
-        step.calls.append(Call(layer, seen, key.shape[1], key.shape[-1], value.shape[-1]))
+        step.calls.append(Call(layer, seen, key.shape[1], key.shape[-1], value.shape[-1], sliding_window))
     tokens, heads = query.shape[2], query.shape[1]
     shape = Shape(scaling, sliding_window, softcap, s_aux)
     # Runs and spans cover every token; only the probe's void step covers none.
@@ -163,89 +176,109 @@ def _decode(run: Run, layer: int, shape: Shape, q: Tensor, k: Tensor, v: Tensor,
     first, count, row = run.first, len(run.ends), run.row
     keys, values = run.slab.keys[layer], run.slab.values[layer]
     kv_heads = k.shape[0]
+    reach = _reach(run, shape.window, keys.shape[2], q)
     if count == 1:
-        position = run.ends[0] - 1
+        position = (run.ends[0] - 1) % keys.shape[2]
         keys[row, :, position] = k[:, first]
         values[row, :, position] = v[:, first]
-        low = 0 if shape.window is None else max(0, run.ends[0] - shape.window)
-        mask = None
     else:
-        keys[run.rows, :, run.positions] = k[:, first : first + count].transpose(0, 1)
-        values[run.rows, :, run.positions] = v[:, first : first + count].transpose(0, 1)
-        low = 0 if shape.window is None else max(0, min(run.ends) - shape.window)
-        mask = _length_mask(run, shape.window, low, q)
-    longest = max(run.ends)
+        keys[run.rows, :, reach.at] = k[:, first : first + count].transpose(0, 1)
+        values[run.rows, :, reach.at] = v[:, first : first + count].transpose(0, 1)
     packed = q[:, first : first + count].transpose(0, 1).reshape(count, kv_heads, -1, q.shape[-1])
     result = _attend(
         packed,
-        keys[row : row + count, :, low:longest],
-        values[row : row + count, :, low:longest],
-        mask,
+        keys[row : row + count, :, reach.low : reach.high],
+        values[row : row + count, :, reach.low : reach.high],
+        reach.mask,
         1,
         shape,
     )
     out[first : first + count] = result.reshape(count, q.shape[0], -1)
 
 
-def _length_mask(run: Run, window: int | None, low: int, like: Tensor) -> Tensor | None:
-    """Return the additive mask (count, 1, 1, longest - low) of a run, or None when all ends are equal."""
-    if window not in run.masks:
-        if min(run.ends) == max(run.ends):
-            run.masks[window] = None
-        else:
-            at = torch.arange(low, max(run.ends))
-            last = run.positions[:, None]
-            allowed = at[None] <= last
-            if window is not None:
-                allowed &= at[None] > last - window
-            run.masks[window] = _additive(allowed, like)[:, None, None]
-    return run.masks[window]
+def _reach(run: Run, window: int | None, length: int, like: Tensor) -> Reach:
+    """Return what `run` touches in layers of `window` whose slabs are `length` long, made once a step."""
+    reach = run.reaches.get((window, length))
+    if reach is None:
+        seen = [end if window is None else min(end, window) for end in run.ends]
+        firsts = [(end - count) % length for end, count in zip(run.ends, seen, strict=True)]
+        lasts = [first + count for first, count in zip(firsts, seen, strict=True)]
+        whole = max(lasts) > length  # what some row sees wraps around the ring
+        low, high = (0, length) if whole else (min(firsts), max(lasts))
+        mask = None
+        if min(seen) < high - low:
+            # The age of what lies at index i is (last - i) mod length; the unwritten is older than all seen.
+            age = (run.positions[:, None] - torch.arange(low, high)) % length
+            mask = _additive(age < torch.tensor(seen)[:, None], like)[:, None, None]
+        reach = run.reaches[window, length] = Reach(run.positions % length, low, high, mask)
+    return reach
 
 
 def _prefill(span: Span, layer: int, shape: Shape, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
     """Several tokens of one sequence, after those already in its slab."""
     first, last = span.first, span.first + span.count
-    start, end = span.start, span.start + span.count
-    keys, values = span.slab.keys[layer], span.slab.values[layer]
-    keys[span.row, :, start:end] = k[:, first:last]
-    values[span.row, :, start:end] = v[:, first:last]
-    low = 0 if shape.window is None else max(0, start + 1 - shape.window)
-    kv_heads, groups = k.shape[0], q.shape[0] // k.shape[0]
-    own_keys, own_values = (
-        keys[span.row : span.row + 1, :, low:end],
-        values[span.row : span.row + 1, :, low:end],
-    )
-    plain = start == 0 and (shape.window is None or end <= shape.window)
-    if shape.fused and plain:
+    low = 0 if shape.window is None else max(0, span.start + 1 - shape.window)
+    keys = _extended(span, span.slab.keys[layer][span.row], k[:, first:last], low)[None]
+    values = _extended(span, span.slab.values[layer][span.row], v[:, first:last], low)[None]
+    kernel = shape.fused and k.shape[-1] == v.shape[-1]  # torch's kernel that never writes scores out
+    if kernel and span.start == 0 and (shape.window is None or span.count <= shape.window):
         # Fused and aligned: with no earlier tokens the top-left alignment of `is_causal` is the right one.
         result = F.scaled_dot_product_attention(
-            q[None, :, first:last], own_keys, own_values, is_causal=True, scale=shape.scaling, enable_gqa=True
+            q[None, :, first:last], keys, values, is_causal=True, scale=shape.scaling, enable_gqa=True
         )
-    else:
-        mask = _causal_mask(span, shape.window, low, q)
-        if shape.fused:
-            result = F.scaled_dot_product_attention(
-                q[None, :, first:last], own_keys, own_values, mask, scale=shape.scaling, enable_gqa=True
-            )
-        else:
-            packed = q[:, first:last].reshape(1, kv_heads, groups * span.count, q.shape[-1])
-            result = _attend(packed, own_keys, own_values, mask, span.count, shape)
-            result = result.reshape(1, q.shape[0], span.count, -1)
-    out[first:last] = result[0].transpose(0, 1)
+        out[first:last] = result[0].transpose(0, 1)
+        return
+    mask = _causal_mask(span, shape.window, keys.shape[2], q)
+    backwards = q[:, first:last].flip(1)
+    rows = span.count if kernel else max(1, SCORES // (q.shape[0] * keys.shape[2]))
+    for begin in range(0, span.count, rows):
+        end = min(begin + rows, span.count)
+        result = _masked(backwards[:, begin:end], keys, values, mask[begin:end], shape)
+        out[last - end : last - begin] = result.flip(1).transpose(0, 1)
 
 
-def _causal_mask(span: Span, window: int | None, low: int, like: Tensor) -> Tensor:
-    """Return the additive mask (count, end - low), aligned to the bottom right: the last query sees all."""
+def _extended(span: Span, slab: Tensor, own: Tensor, low: int) -> Tensor:
+    """Store `own` (Hk, count, D) in `slab` (Hk, length, D); return positions [low, end) of both."""
+    length, end = slab.shape[1], span.start + span.count
+    if end <= length:
+        slab[:, span.start : end] = own
+        return slab[:, low:end]
+    assert span.count <= length, "a ring is shorter than what one step writes"
+    at = low % length
+    earlier = slab[:, at : at + span.start - low]
+    wrapped = slab[:, : span.start - low - earlier.shape[1]]
+    extended = torch.cat((earlier, wrapped, own), dim=1)  # before it is written: a ring overwrites its tail
+    at = span.start % length
+    fitting = min(span.count, length - at)
+    slab[:, at : at + fitting] = own[:, :fitting]
+    slab[:, : span.count - fitting] = own[:, fitting:]
+    return extended
+
+
+def _causal_mask(span: Span, window: int | None, length: int, like: Tensor) -> Tensor:
+    """Return the additive mask (count, length) of the span's queries, the last one first.
+
+    Its row r + 1 is row r moved by one, so that all rows are views into one line of length + count - 1: a
+    written-out mask of a long prompt would cost more than its keys.
+
+        line    | too old: -inf | seen: 0 | to come: -inf |        row 0 begins at 0, row 1 at 1, ...
+    """
     mask = span.masks.get(window)
     if mask is None:
-        query_at = torch.arange(span.start, span.start + span.count)[:, None]
-        key_at = torch.arange(low, span.start + span.count)[None]
-        allowed = key_at <= query_at
-        if window is not None:
-            allowed &= key_at > query_at - window
-        mask = _additive(allowed, like)
-        span.masks[window] = mask
+        line = torch.full((length + span.count - 1,), float("-inf"), dtype=like.dtype)
+        line[0 if window is None else max(0, length - window) : length] = 0.0
+        mask = span.masks[window] = line.as_strided((span.count, length), (1, 1))
     return mask
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shape: Shape) -> Tensor:
+    """Return (Hq, rows, Dv) for q (Hq, rows, D) over k, v (1, Hk, L, D) under mask (rows, L)."""
+    if shape.fused:
+        result = F.scaled_dot_product_attention(q[None], k, v, mask, scale=shape.scaling, enable_gqa=True)
+        return result[0]
+    heads, rows, dim = q.shape
+    packed = q.reshape(1, k.shape[1], -1, dim)
+    return _attend(packed, k, v, mask, rows, shape).reshape(heads, rows, -1)
 
 
 def _additive(allowed: Tensor, like: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from container.model.compat import CompatRunner, PlainModel
 from container.model.kv_cache import KVCache, LayerShape
 from container.model.load import LoadedModel, load, quiet, read_config
 from container.model.packed import PackedModel
+from container.model.positions import freeze_positions
 from container.model.probe import Measured, ProbeFailed, ProbeReason
 from container.model.runner import NativeRunner, Scorer, SlotSampler
 from container.model.shape import RunnerConfig, Sizes
@@ -125,7 +126,10 @@ def assemble(
         fused=fused,
     )
     if measured is not None:
-        sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype))
+        windows = shape.kv_bytes_by_window(measured.layers, dtype)
+        token_bytes = shape.kv_bytes_per_token(measured.layers, dtype)
+        sizes = shape.size(config, wanted, token_bytes, windows=windows)
+        freeze_positions(loaded.model, sizes.sequence_tokens)  # memory may allow less than was wanted
         return _native(loaded, measured, sizes, config, make_sampler, score), facts
     assert reason is not None
     if not config.compat:

@@ -6,9 +6,15 @@ Invariant: memory holds at most `resident_tokens` of sequences in slabs (rounded
 and `blocks` blocks in the store; a slab row is zero wherever no running sequence wrote.
 
     shelf    sequences of one capacity class side by side, so that one call attends for all of them
-             per layer  K (rows, Hk, capacity, Dk)   V (rows, Hk, capacity, Dv)
+             per layer  K (rows, Hk, length, Dk)   V (rows, Hk, length, Dv)
+    length   the class's capacity; in a layer with a window no more than its ring: position p lies at p % ring
+             and overwrites p - ring, which no later token attends to
     growth   128 -> 256 -> 512 ... tokens by copy into a shelf of the next class
     save     slab -> store, one block;   restore   store -> slab, leading blocks of a new sequence
+
+A ring holds a window, and whatever one step may write together with the block it completes: so each block
+is still whole in every layer when it is saved. The store keeps every block of every layer, since a later
+prompt may leave a published chain at any block; a hit restores no more of a windowed layer than its ring.
 """
 
 from __future__ import annotations
@@ -16,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Final
 
 import numpy as np
@@ -33,11 +38,12 @@ class KVBudgetExceeded(MemoryError):
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one layer stores per token."""
+    """What one layer stores per token, and how many of the latest tokens its queries see (None: all)."""
 
     kv_heads: int
     key_dim: int
     value_dim: int
+    window: int | None = None
 
     @property
     def elements(self) -> int:
@@ -46,31 +52,52 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class KVLimits:
-    """What the cache may hold; `resident_tokens` None means that slots x sequence_tokens is affordable."""
+    """What the cache may hold; `resident_tokens` None means that slots x sequence_tokens is affordable.
+
+    `step_tokens` bounds how much one step adds to a sequence; None: a step may be a whole sequence.
+    """
 
     slots: int
     sequence_tokens: int
     block_tokens: int
     blocks: int
     resident_tokens: int | None = None
+    step_tokens: int | None = None
+
+    def held_tokens(self, window: int | None) -> int:
+        """Return the most positions, in whole blocks, that a layer of `window` keeps of one sequence."""
+        longest = self._whole(self.sequence_tokens)
+        if window is None or self.step_tokens is None:
+            return longest
+        return min(longest, self._whole(max(window, self.step_tokens + self.block_tokens - 1)))
+
+    def _whole(self, tokens: int) -> int:
+        return -(-tokens // self.block_tokens) * self.block_tokens
 
 
 class Shelf:
-    """Slab rows of one capacity. `keys[layer]` and `values[layer]` are (rows, Hk, capacity, D)."""
+    """Slab rows of one capacity. `keys[layer]` and `values[layer]` are (rows, Hk, length, D)."""
 
-    def __init__(self, rows: int, capacity: int, layers: Sequence[LayerShape], dtype: torch.dtype) -> None:
+    def __init__(
+        self, rows: int, capacity: int, layers: Sequence[LayerShape], limits: KVLimits, dtype: torch.dtype
+    ) -> None:
         self.rows = rows
         self.capacity = capacity
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
         # Layers of equal shape share one tensor, so that copies and wipes are two calls, not two per layer.
         self.stacks: list[Tensor] = []
-        for shape, alike in groupby(layers):
-            depth = len(list(alike))
-            for lists, dim in ((self.keys, shape.key_dim), (self.values, shape.value_dim)):
-                stack = _zeros((depth, rows, shape.kv_heads, capacity, dim), dtype)
+        alike: dict[LayerShape, list[int]] = {}
+        for layer, shape in enumerate(layers):
+            alike.setdefault(shape, []).append(layer)
+        keys: dict[int, Tensor] = {}
+        values: dict[int, Tensor] = {}
+        for shape, members in alike.items():
+            length = min(capacity, limits.held_tokens(shape.window))
+            for tensors, dim in ((keys, shape.key_dim), (values, shape.value_dim)):
+                stack = _zeros((len(members), rows, shape.kv_heads, length, dim), dtype)
                 self.stacks.append(stack)
-                lists.extend(stack.unbind(0))
+                tensors.update(zip(members, stack.unbind(0), strict=True))
+        self.keys = [keys[layer] for layer in range(len(layers))]
+        self.values = [values[layer] for layer in range(len(layers))]
         self._taken: set[int] = set()
 
     @property
@@ -87,13 +114,17 @@ class Shelf:
     def give_back(self, row: int, tokens: int) -> None:
         """Zero the row's first `tokens` positions and free it."""
         for stack in self.stacks:
-            stack[:, row, :, :tokens].zero_()
+            stack[:, row, :, :tokens].zero_()  # all of a ring that is shorter
         self._taken.remove(row)
 
     def copy_row(self, row: int, other: Shelf, other_row: int, tokens: int) -> None:
-        """Copy the first `tokens` positions of another shelf's row into `row`."""
+        """Copy what another shelf's row holds of its first `tokens` positions into `row`.
+
+        A ring has reached its full length before it turns over, so positions lie alike in both shelves.
+        """
         for mine, theirs in zip(self.stacks, other.stacks, strict=True):
-            mine[:, row, :, :tokens] = theirs[:, other_row, :, :tokens]
+            held = min(tokens, theirs.shape[3])
+            mine[:, row, :, :held] = theirs[:, other_row, :, :held]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -121,7 +152,7 @@ class KVCache:
         self._layers = tuple(layers)
         self._dtype = dtype
         self._limits = limits
-        self._largest = -(-limits.sequence_tokens // limits.block_tokens) * limits.block_tokens
+        self._largest = limits.held_tokens(None)
         self._shelves: dict[int, list[Shelf]] = {}
         self._places: dict[int, Place] = {}
         self._store: dict[int, list[Tensor]] = {}
@@ -142,11 +173,21 @@ class KVCache:
         stacks = (stack for shelves in self._shelves.values() for shelf in shelves for stack in shelf.stacks)
         return sum(stack.numel() * stack.element_size() for stack in stacks)
 
+    def written(self, slot: int) -> int:
+        """Return how many positions of the slot's sequence count as written."""
+        place = self._places.get(slot)
+        return place.tokens if place else 0
+
     def place(self, slot: int, tokens: int) -> Place:
         """Return the slot's place with room for `tokens` positions, all of which count as written.
 
         Raises KVBudgetExceeded when the running sequences together would not fit.
         """
+        step = self._limits.step_tokens
+        assert step is None or tokens - self.written(slot) <= step, "a step adds more than was promised"
+        return self._place(slot, tokens)
+
+    def _place(self, slot: int, tokens: int) -> Place:
         assert tokens <= self._largest, "a sequence is longer than the longest the runner promised"
         place = self._places.get(slot)
         grown = tokens - (place.tokens if place else 0)
@@ -177,7 +218,12 @@ class KVCache:
         first, last = index * self._limits.block_tokens, (index + 1) * self._limits.block_tokens
         assert last <= place.tokens, "a block is saved before it is full"
         held = self._store.get(block)
-        parts = [stack[:, place.row, :, first:last] for stack in place.shelf.stacks]
+        parts = []
+        for stack in place.shelf.stacks:
+            length = stack.shape[3]
+            assert first >= place.tokens - length, "a block is saved after its window has passed"
+            at = first % length  # a ring is whole blocks long, so that no block wraps around
+            parts.append(stack[:, place.row, :, at : at + last - first])
         if held is None:
             self._store[block] = [part.clone(memory_format=torch.contiguous_format) for part in parts]
         else:
@@ -191,10 +237,15 @@ class KVCache:
         """
         size = self._limits.block_tokens
         held = [self._store[block] for block in blocks]
-        place = self.place(slot, len(blocks) * size)
+        tokens = len(blocks) * size
+        place = self._place(slot, tokens)
         for index, parts in enumerate(held):
+            first = index * size
             for stack, part in zip(place.shelf.stacks, parts, strict=True):
-                stack[:, place.row, :, index * size : (index + 1) * size] = part
+                length = stack.shape[3]
+                if first >= tokens - length:
+                    at = first % length
+                    stack[:, place.row, :, at : at + size] = part
 
     @torch.inference_mode()  # slabs made during a step may be changed in this mode only
     def reset(self) -> None:
@@ -225,7 +276,7 @@ class KVCache:
             if row is not None:
                 return Place(shelf, row)
         rows = max(1, min(self._limits.slots, SHELF_TOKENS // capacity))
-        shelf = Shelf(rows, capacity, self._layers, self._dtype)
+        shelf = Shelf(rows, capacity, self._layers, self._limits, self._dtype)
         shelves.append(shelf)
         row = shelf.take()
         assert row is not None
@@ -240,7 +291,9 @@ class KVCache:
 
     def _vacate(self, place: Place) -> None:
         place.shelf.give_back(place.row, place.tokens)
-        if place.shelf.empty:  # give the memory back; one shelf per class stays to avoid reserving anew
+        if place.shelf.empty:
+            # Give the memory back. One small shelf per class stays to avoid reserving anew; that of a long
+            # sequence costs little beside computing it, and would double what a prompt holds while it grows.
             shelves = self._shelves[place.shelf.capacity]
-            if len(shelves) > 1:
+            if len(shelves) > 1 or place.shelf.rows == 1:
                 shelves.remove(place.shelf)

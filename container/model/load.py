@@ -1,6 +1,6 @@
 """From a ModelSource to a transformers model in memory, in eval mode, with nothing left to change under it.
 
-Owns: reading the configuration, building the model, freezing position encodings, switching attention.
+Owns: reading the configuration, building the model, switching attention.
 Must not know: KV, plans, sampling, where files lie.
 Invariant: weights go from the source into the model in memory only; every parameter came from the source.
 """
@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from container.model import attention
+from container.model.positions import UnknownPositions, check_positions, freeze_positions
 from container.model.source import ModelSource, SourceError, read_json
 
 REFERENCE_ATTENTIONS: Final = ("sdpa", "eager")  # in order of speed; not every model has the first
@@ -68,8 +69,11 @@ def read_config(source: ModelSource) -> Any:
     if values.get("quantization_config"):
         raise LoadError("the checkpoint is already quantized\nhint: give full-precision weights")
     try:
-        config_class = type(AutoConfig.for_model(kind))
-        return config_class.from_dict(values)
+        config = type(AutoConfig.for_model(kind)).from_dict(values)
+        check_positions(config.get_text_config())
+        return config
+    except UnknownPositions as unknown:
+        raise LoadError(str(unknown)) from None
     except Exception as error:  # noqa: BLE001 - transformers raises whatever its validation met
         raise LoadError(f"`config.json` is not one transformers knows ({type(error).__name__})") from None
 
@@ -137,29 +141,6 @@ def _build(cls: Any, config: Any, tensors: dict[str, torch.Tensor], dtype: torch
             )
         return model, reference
     raise LoadError(f"transformers could not build the model ({failure})")
-
-
-def freeze_positions(model: Any, sequence_tokens: int) -> None:
-    """Fix the frequencies of length-dependent rotary encodings for sequences of `sequence_tokens`.
-
-    transformers picks long or short factors from the largest position in the batch, so that one long request
-    would change the keys of all others and spoil cached ones. Chosen once here, as vLLM does.
-    """
-    last = torch.tensor([[sequence_tokens - 1]])
-    for module in model.modules():
-        kind = getattr(module, "rope_type", None)
-        if isinstance(kind, str) and _changes(kind):
-            module(torch.zeros(1), last)
-            module.rope_type = "default"
-        elif isinstance(kind, dict):
-            for layer_type, layer_kind in list(kind.items()):
-                if _changes(layer_kind):
-                    module(torch.zeros(1), last, layer_type)
-                    kind[layer_type] = "default"
-
-
-def _changes(kind: str) -> bool:
-    return kind == "longrope" or "dynamic" in kind
 
 
 def _eos(source: ModelSource, config: Any) -> tuple[int, ...]:

@@ -49,6 +49,9 @@ class PackedModel:
 
         `calls`, when given, receives a note of every attention call. Raises KVBudgetExceeded.
         """
+        assert all(row.start == self.kv.written(row.slot) for row in rows), (
+            "a row does not go on where its slot ended"
+        )
         places = [self.kv.place(row.slot, row.start + len(row.tokens)) for row in rows]
         order, step = _lay_out(rows, places)
         step.calls = calls

@@ -129,7 +129,7 @@ def measure(model: Any, layers: int) -> Measured:
     except Exception:  # noqa: BLE001 - whatever it raised, it cannot run natively
         raise ProbeFailed(ProbeReason.BUILD_ERROR) from None
     _check_calls(calls, layers)
-    shapes = [LayerShape(call.kv_heads, call.key_dim, call.value_dim) for call in _by_layer(calls)]
+    shapes = [_layer_shape(call) for call in _by_layer(calls)]
     return Measured(shapes, vocabulary)
 
 
@@ -139,7 +139,8 @@ def compare(
     """Return what was measured; raises ProbeFailed unless three packed steps give the `references`."""
     measured = measure(model, layers)
     dtype = next(model.parameters()).dtype
-    limits = KVLimits(len(sequences), max(len(tokens) for tokens in sequences), 16, 1)
+    longest, step = max(map(len, sequences)), max(last - first for rows in STEPS for _, first, last in rows)
+    limits = KVLimits(len(sequences), longest, 1, 1, step_tokens=step)  # short rings: they turn over
     packed = PackedModel(model, KVCache(measured.layers, dtype, limits))
     results: list[list[Tensor]] = [[] for _ in sequences]
     for rows in STEPS:
@@ -153,7 +154,7 @@ def compare(
         except Exception:  # noqa: BLE001 - as above
             raise ProbeFailed(ProbeReason.BUILD_ERROR) from None
         _check_calls(calls, layers)
-        shapes = [LayerShape(call.kv_heads, call.key_dim, call.value_dim) for call in _by_layer(calls)]
+        shapes = [_layer_shape(call) for call in _by_layer(calls)]
         if shapes != measured.layers:
             raise ProbeFailed(ProbeReason.HOOK_COUNT)
         counts = [last - first for _, first, last in rows]
@@ -175,6 +176,10 @@ def agree(logits: Tensor, reference: Tensor, dtype: torch.dtype) -> bool:
     clear = best.values[:, 0] - best.values[:, 1] > rounding.clamp(min=CLEAR_MARGIN)
     same = logits.argmax(-1) == best.indices[:, 0]
     return bool(error <= limit) and bool(same[clear].all())
+
+
+def _layer_shape(call: Call) -> LayerShape:
+    return LayerShape(call.kv_heads, call.key_dim, call.value_dim, call.window)
 
 
 def _by_layer(calls: Sequence[Call]) -> list[Call]:

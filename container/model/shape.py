@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 
 from container.model.kv_cache import KVLimits, LayerShape
+from container.model.positions import reach_tokens
 
 CPU_STEP_TOKENS: Final = 256  # prefill is compute-bound from here on, and decodes wait for one step at most
 CPU_RUNNING: Final = 32
@@ -61,7 +64,12 @@ class Sizes:
 
     def limits(self) -> KVLimits:
         return KVLimits(
-            self.slots, self.sequence_tokens, self.block_tokens, self.blocks, self.resident_tokens
+            self.slots,
+            self.sequence_tokens,
+            self.block_tokens,
+            self.blocks,
+            self.resident_tokens,
+            self.step_tokens,
         )
 
 
@@ -77,10 +85,11 @@ def window_tokens(text_config: Any) -> int | None:
 def wanted_tokens(text_config: Any, config: RunnerConfig) -> int:
     """Return the sequence length asked for, before memory is known; raises SizingError beyond the window."""
     window = window_tokens(text_config)
+    default, longest = (2048, None) if window is None else reach_tokens(text_config, window)
     if config.sequence_tokens is None:
-        return window or 2048
-    if window is not None and config.sequence_tokens > window:
-        raise SizingError(f"`sequence_tokens` is {config.sequence_tokens}, the model's window is {window}")
+        return default
+    if longest is not None and config.sequence_tokens > longest:
+        raise SizingError(f"`sequence_tokens` is {config.sequence_tokens}, the model's window is {longest}")
     if config.sequence_tokens < 2:
         raise SizingError("`sequence_tokens` must be at least 2")
     return config.sequence_tokens
@@ -90,24 +99,77 @@ def kv_bytes_per_token(layers: list[LayerShape], dtype: torch.dtype) -> int:
     return sum(layer.elements for layer in layers) * dtype.itemsize
 
 
-def size(config: RunnerConfig, wanted: int, token_bytes: int, kv_bytes: int | None = None) -> Sizes:
+def kv_bytes_by_window(layers: list[LayerShape], dtype: torch.dtype) -> dict[int, int]:
+    """Return what one token costs in the layers of each window, those without a window left out."""
+    costs: dict[int, int] = {}
+    for layer in layers:
+        if layer.window is not None:
+            costs[layer.window] = costs.get(layer.window, 0) + layer.elements * dtype.itemsize
+    return costs
+
+
+@dataclass(frozen=True, slots=True)
+class KVCost:
+    """What sequences cost at most, in bytes.
+
+    Full layers and the store cost by the token, rings by the slot: `token_bytes` and `slots_bytes` for all
+    slots. Rings are never longer than slabs would be, so that while sequences are short or few it is
+    `plain_token_bytes` and nothing by the slot; the true bound is the lesser of the two.
+    """
+
+    plain_token_bytes: int
+    token_bytes: int
+    slots_bytes: int
+
+    def affordable_tokens(self, budget: int) -> int:
+        """Return how many tokens all sequences may have together."""
+        plain = budget // self.plain_token_bytes
+        if budget < self.slots_bytes:
+            return plain
+        # With windows in all layers and nothing stored, a token costs nothing more; 1 is counted.
+        return max(plain, (budget - self.slots_bytes) // max(1, self.token_bytes))
+
+    def needed_bytes(self, tokens: int) -> int:
+        return min(tokens * self.plain_token_bytes, tokens * self.token_bytes + self.slots_bytes)
+
+
+def kv_cost(token_bytes: int, windows: Mapping[int, int], limits: KVLimits, stored: bool) -> KVCost:
+    """Return the cost of sequences within `limits`; see `size` for the arguments and the reasons."""
+    store = token_bytes if stored else 0
+    rings = sum(limits.held_tokens(window) * cost for window, cost in windows.items())
+    return KVCost(
+        plain_token_bytes=2 * token_bytes + store,
+        token_bytes=2 * (token_bytes - sum(windows.values())) + store,
+        slots_bytes=limits.slots * rings,
+    )
+
+
+def size(
+    config: RunnerConfig,
+    wanted: int,
+    token_bytes: int,
+    kv_bytes: int | None = None,
+    windows: Mapping[int, int] = MappingProxyType({}),
+) -> Sizes:
     """Return what fits into the KV budget; raises SizingError when a lone sequence or a setting does not.
 
-    `token_bytes` is what one token of KV costs. The budget pays for slabs, which may be half empty after
-    growth by doubling (2 bytes reserved per byte used), and, with a prefix cache, for one store copy of each
-    block: 3 or 2 times the blocks promised. Sequences that share a cached prefix each hold a copy of it, so
+    `token_bytes` is what one token of KV costs in all layers, `windows` the part of it by window (see
+    kv_bytes_by_window). The budget pays for slabs, which may be half empty after growth by doubling (2 bytes
+    reserved per byte used), for rings, which are never longer than what they must hold, and, with a prefix
+    cache, for one store copy of each block. Sequences that share a cached prefix each hold a copy of it, so
     their sum is limited apart from the blocks, unless every slot can be full at once.
     """
     budget = kv_bytes if kv_bytes is not None else kv_budget_bytes(config)
     slots = config.running_limit or CPU_RUNNING
-    share = 3 if config.prefix_cache else 2
-    block_bytes = token_bytes * config.block_tokens
-    blocks = budget // (block_bytes * share)
+    step_tokens = config.step_tokens or max(CPU_STEP_TOKENS, slots)
+    limits = KVLimits(slots, wanted, config.block_tokens, 0, step_tokens=step_tokens)
+    cost = kv_cost(token_bytes, windows, limits, config.prefix_cache)
+    blocks = cost.affordable_tokens(budget) // config.block_tokens
     affordable = blocks * config.block_tokens
     if config.sequence_tokens is None:
         wanted = min(wanted, affordable)
     if affordable < max(wanted, SMALLEST_WINDOW):
-        need = -(-wanted * token_bytes * share // 2**20)
+        need = -(-cost.needed_bytes(-(-wanted // config.block_tokens) * config.block_tokens) // 2**20)
         raise SizingError(
             f"memory for keys and values holds {affordable} tokens, one sequence needs {wanted}\n"
             f"hint: set `kv_mib` to at least {need} or lower `sequence_tokens`"
@@ -119,7 +181,7 @@ def size(config: RunnerConfig, wanted: int, token_bytes: int, kv_bytes: int | No
     return Sizes(
         sequence_tokens=wanted,
         slots=slots,
-        step_tokens=config.step_tokens or max(CPU_STEP_TOKENS, slots),
+        step_tokens=step_tokens,
         blocks=blocks,
         block_tokens=config.block_tokens,
         resident_tokens=None if every_slot_full else blocks * config.block_tokens,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from container.model.attention import Run, Span, Step, attending, packed_attention
 from container.model.kv_cache import KVCache, KVLimits, LayerShape
 
-WINDOWS = (None, 1, 5, 64)
+WINDOWS = (None, 1, 5, 6, 64)
 SOFTCAPS = (None, 1.5)
 HEADS = ((4, 4), (6, 2), (7, 1))  # query heads, key heads
 
@@ -56,7 +56,9 @@ def test_packed_steps_equal_attention_by_hand(heads: int, kv_heads: int, value_d
     for window, softcap, sunk in itertools.product(WINDOWS, SOFTCAPS, (False, True)):
         sinks = torch.randn(heads, generator=generator) if sunk else None
         scaling = rng.choice((None, 0.3))
-        kv = KVCache([LayerShape(kv_heads, 8, value_dim)], torch.float32, KVLimits(5, 64, 16, 1))
+        # Windows of 1 to 6 get rings of 6, which turn over; the window of 64 is longer than the sequences.
+        limits = KVLimits(5, 64, 2, 1, step_tokens=4)
+        kv = KVCache([LayerShape(kv_heads, 8, value_dim, window)], torch.float32, limits)
         q = [torch.randn(heads, n, 8, generator=generator) for n in lengths]
         k = [torch.randn(kv_heads, n, 8, generator=generator) for n in lengths]
         v = [torch.randn(kv_heads, n, value_dim, generator=generator) for n in lengths]

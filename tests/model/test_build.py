@@ -17,7 +17,8 @@ from container.engine.step import Runner
 from container.model import attention, build, probe
 from container.model.build import ModelFacts, ModelRefused, assemble
 from container.model.compat import Past, PlainModel
-from container.model.load import LoadError, freeze_positions, load, model_class, read_config
+from container.model.load import LoadError, load, model_class, read_config
+from container.model.positions import freeze_positions
 from container.model.probe import ProbeFailed, ProbeReason
 from container.model.shape import RunnerConfig, SizingError
 from container.model.source import DirectorySource

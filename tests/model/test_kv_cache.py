@@ -164,6 +164,17 @@ def test_slabs_of_ended_sequences_are_given_back() -> None:
     assert kv.slab_bytes == most // 4  # one shelf of four rows stays
 
 
+def test_a_long_sequence_leaves_no_slab_behind_as_it_grows() -> None:
+    kv = KVCache(LAYERS, torch.float32, KVLimits(16, 16384, BLOCK, 40))
+    kv.place(0, 16384)
+    alone = kv.slab_bytes
+    kv.release(0)
+    assert kv.slab_bytes == 0
+    for tokens in (4096, 8192, 16384):
+        kv.place(0, tokens)
+    assert kv.slab_bytes == alone
+
+
 def test_random_use_never_mixes_sequences() -> None:
     rng = random.Random(4)
     kv = cache()

@@ -78,6 +78,84 @@ def test_what_is_promised_fits_the_budget(
     assert held >= tokens
 
 
+def gemma_like(layers: int = 26) -> list[LayerShape]:
+    """One of six layers sees all tokens, the others the last 512; 1 KiB a token and layer in bf16."""
+    return [LayerShape(1, 256, 256, None if (layer + 1) % 6 == 0 else 512) for layer in range(layers)]
+
+
+def test_windows_cost_by_the_slot_and_not_by_the_token() -> None:
+    layers = gemma_like()
+    windows = shape.kv_bytes_by_window(layers, torch.bfloat16)
+    assert windows == {512: 22 * KIB}
+    token_bytes = shape.kv_bytes_per_token(layers, torch.bfloat16)
+    config = RunnerConfig(sequence_tokens=8192, running_limit=4, prefix_cache=False)
+    plain = shape.size(config, 8192, token_bytes, 512 * MIB)
+    sizes = shape.size(config, 8192, token_bytes, 512 * MIB, windows)
+    assert plain.blocks == 512 * MIB // (2 * 26 * KIB * 16)
+    assert plain.resident_tokens == plain.blocks * 16
+    assert sizes.blocks == 4 * 512  # every slot full: (2 x 4 KiB x 8192 + 512 x 22 KiB) x 4 fit
+    assert sizes.resident_tokens is None
+    assert sizes.limits().held_tokens(512) == 512
+
+
+def test_with_little_memory_windows_cost_no_more_than_without() -> None:
+    layers = gemma_like()
+    windows = shape.kv_bytes_by_window(layers, torch.bfloat16)
+    token_bytes = shape.kv_bytes_per_token(layers, torch.bfloat16)
+    config = RunnerConfig(sequence_tokens=64)
+    budget = 8 * MIB  # less than the rings of 32 slots
+    assert shape.size(config, 64, token_bytes, budget, windows) == shape.size(config, 64, token_bytes, budget)
+
+
+def test_the_hint_about_memory_is_enough_with_windows() -> None:
+    layers = gemma_like()
+    windows = shape.kv_bytes_by_window(layers, torch.bfloat16)
+    token_bytes = shape.kv_bytes_per_token(layers, torch.bfloat16)
+    config = RunnerConfig(sequence_tokens=8192, running_limit=2)
+    with pytest.raises(SizingError, match="at least 294") as caught:
+        shape.size(config, 8192, token_bytes, 100 * MIB, windows)
+    assert "one sequence needs 8192" in str(caught.value)
+    assert shape.size(config, 8192, token_bytes, 294 * MIB, windows).sequence_tokens == 8192
+    with pytest.raises(SizingError):
+        shape.size(config, 8192, token_bytes, 293 * MIB, windows)
+
+
+@given(
+    st.integers(1, 64),
+    st.integers(16, 4096),
+    st.integers(1, 64 * KIB),
+    st.dictionaries(st.integers(1, 8192), st.integers(1, 64 * KIB), min_size=1, max_size=3),
+    st.integers(1, 4096),
+    st.booleans(),
+    st.data(),
+)
+def test_what_is_promised_with_windows_fits_the_budget(
+    slots: int,
+    tokens: int,
+    full_bytes: int,
+    windows: dict[int, int],
+    budget_mib: int,
+    prefix_cache: bool,
+    data: st.DataObject,
+) -> None:
+    config = RunnerConfig(sequence_tokens=tokens, running_limit=slots, prefix_cache=prefix_cache)
+    token_bytes = full_bytes + sum(windows.values())
+    try:
+        sizes = shape.size(config, tokens, token_bytes, budget_mib * MIB, windows)
+    except SizingError:
+        return
+    # Any split of what may be resident over the slots, each slab doubled and each ring as long as it gets.
+    left = sizes.resident_tokens if sizes.resident_tokens is not None else slots * tokens
+    spent = sizes.blocks * sizes.block_tokens * token_bytes if prefix_cache else 0
+    for _ in range(slots):
+        length = min(left, data.draw(st.integers(0, tokens)))
+        left -= length
+        spent += 2 * length * full_bytes
+        for window, cost in windows.items():
+            spent += min(2 * length, sizes.limits().held_tokens(window)) * cost
+    assert spent <= budget_mib * MIB
+
+
 def test_a_longer_sequence_than_the_window_stops_the_start() -> None:
     text = SimpleNamespace(max_position_embeddings=512)
     assert shape.wanted_tokens(text, RunnerConfig(sequence_tokens=512)) == 512
