@@ -3,9 +3,9 @@
 python -m tests.ranks.ranked_process MODE --config-fd N ...     rank 0
 python -m tests.ranks.ranked_process MODE --rank N ...          a follower, started by rank 0
 
-A row's token is SUM(rank + 1) x (sum of the tokens its slot has seen) modulo the vocabulary, so a follower that
-missed an order spoils every answer. Tokens of a prompt from 90 on steer, see STEER; MODE is `good`, `torch` (the
-sum is a Group's) or WORD:RANK, which goes wrong while rank RANK loads.
+A row's token is SUM(rank + 1) x (sum of the tokens its slot has seen) modulo the vocabulary, so a follower
+that missed an order spoils every answer. Tokens of a prompt from 90 on steer, see STEER; MODE is `good`,
+`torch` (the sum is a Group's) or WORD:RANK, which goes wrong while rank RANK loads.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One rank of a group of real processes: does the rounds it is told to and compares with plain sums.
 
-python -m tests.ranks.summing KIND RANK SIZE EXCHANGE_FD RENDEZVOUS_FD WORK [ARGUMENT]
+python -m tests.ranks.summing KIND RANK SIZE EXCHANGE_FD RENDEZVOUS_FD ROUNDS
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from container.ranks.exchange import Exchange
 from container.ranks.place import Place
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHAPES = ((1,), (3,), (1, 1, 7), (5, 13), (17, 129), (1, 8, 576), (262_144,), (262_145,), (3, 200_001), (0, 4))
+SHAPES = (
+    (1,),
+    (3,),
+    (1, 1, 7),
+    (5, 13),
+    (17, 129),
+    (1, 8, 576),
+    (262_144,),
+    (262_145,),
+    (3, 200_001),
+    (0, 4),
+)
 WAIT_S = 60.0
 
 
@@ -80,6 +91,14 @@ def rounds(group: Group, count: int) -> None:
     group.agree(digest.digest())
 
 
+def disagree(group: Group) -> None:
+    """Say something else than rank 0; both sides must learn of it."""
+    try:
+        group.agree(bytes([group.rank]) * 32)
+    except GroupBroken:
+        print("broken")
+
+
 def latency(group: Group, count: int) -> None:
     for kib in (8, 256):
         tensor = torch.zeros(kib * 256)
@@ -93,56 +112,16 @@ def latency(group: Group, count: int) -> None:
             print(f"{kib} KiB {took_us:.0f} us")
 
 
-def disagree(group: Group, how: str) -> None:
-    """Do something else than rank 0; both sides must learn of it."""
-    odd = group.rank == 1
-    try:
-        if how == "digest":
-            group.agree(bytes([odd]) * 32)
-        elif how == "shape":
-            group.all_reduce(torch.zeros(4 + odd))
-        elif how == "dtype":
-            group.all_reduce(torch.zeros(4, dtype=torch.bfloat16 if odd else torch.float32))
-        elif how == "rows":
-            group.gather_columns(torch.zeros(2 + odd, 3))
-        elif odd:
-            group.minimum(1)
-        else:
-            group.all_reduce(torch.zeros(2))
-    except GroupBroken:
-        print("broken")
-    if how not in ("digest", "rows-of-torch"):
-        try:
-            group.minimum(1)
-        except GroupBroken:
-            print("for ever")
-
-
-def absent(group: Group) -> None:
-    """The last rank does not come; the others must not wait longer than they were told to."""
-    if group.rank == group.size - 1:
-        time.sleep(3.0)
-        return
-    began = time.monotonic()
-    try:
-        group.all_reduce(torch.ones(3))
-    except GroupBroken as error:
-        print("broken", round(time.monotonic() - began, 2), error)
-
-
 def main() -> None:
-    kind, rank, size, exchange_fd, rendezvous_fd, work = sys.argv[1:7]
+    kind, rank, size, exchange_fd, rendezvous_fd, many = sys.argv[1:]
     torch.set_num_threads(1)
-    wait_s = 1.0 if work == "absent" else WAIT_S
-    exchange = Exchange(int(exchange_fd), int(rank), int(size), wait_s)
+    exchange = Exchange(int(exchange_fd), int(rank), int(size), WAIT_S)
     group = Place(int(rank), int(size), exchange, f"/proc/self/fd/{rendezvous_fd}").group(kind)
-    if work in ("rounds", "latency"):
-        {"rounds": rounds, "latency": latency}[work](group, int(sys.argv[7]))
-    elif work == "disagree":
-        disagree(group, sys.argv[7])
-    else:
-        {"shapes": shapes, "absent": absent}[work](group)
+    shapes(group)
+    rounds(group, int(many))
+    latency(group, 100)
     if kind == "gloo":
+        disagree(group)
         group.close()  # type: ignore[attr-defined]
 
 
