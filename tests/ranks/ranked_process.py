@@ -25,7 +25,7 @@ from container.ranks.place import Place
 
 VOCABULARY = 89  # of the answers; a prompt may also say 90 to 99
 CAPACITY = Capacity(
-    blocks=256, block_tokens=16, slots=8, step_tokens=128, sequence_tokens=4096, vocabulary=100
+    blocks=256, block_tokens=16, slots=8, step_tokens=128, sequence_tokens=4096, vocabulary=260
 )
 STEP_S = 0.004
 RAISE, HANG = 90, 94  # + rank: that rank raises, or never comes back

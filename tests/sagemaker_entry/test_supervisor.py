@@ -203,6 +203,28 @@ def test_children_see_only_the_allowed_environment() -> None:
     assert children.environment(given) == {"PATH": "/bin"} | children.ADDED
 
 
+def test_what_a_dead_child_leaves_behind_is_ended_and_reaped_before_it_counts_as_gone() -> None:
+    leaves = "import subprocess as s, sys; s.Popen(['sleep', '60']); print(flush=True); sys.stdin.read()"
+    script = (
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "from sagemaker_entry import children\nfrom sagemaker_entry.supervisor import Child\n"
+        "children.adopt_orphans()\n"
+        f"child = Child('engine', [{sys.executable!r}, '-c', {leaves!r}], [], 3)\n"
+        "read, write = os.pipe()\nos.dup2(write, 1)\n"
+        "child.start({'PATH': os.environ['PATH']})\nos.read(read, 1)\n"
+        "left = [int(p) for p in Path(f'/proc/{child.pid}/task/{child.pid}/children').read_text().split()]\n"
+        "assert child.cleared() and len(left) == 1\n"
+        "child.kill(signal.SIGKILL)\nos.waitpid(child.pid, 0)\nchild.died(0.0)\n"
+        "until = time.monotonic() + 10\n"
+        "while not child.cleared():\n    assert time.monotonic() < until\n    time.sleep(0.001)\n"
+        "assert not Path(f'/proc/{left[0]}').exists(), 'it is still there'\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_child_inherits_only_the_named_descriptors(tmp_path: Path) -> None:
     out = tmp_path / "out"
     program = (
