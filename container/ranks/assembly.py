@@ -7,6 +7,7 @@ Invariant: an engine that leaves here has sampled real tokens through its whole 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from array import array
 from collections.abc import Callable
@@ -17,12 +18,13 @@ from typing import TYPE_CHECKING, Final
 from container.engine.engine import Engine, EngineLimits
 from container.engine.request import EngineRequest, RequestKey, SamplingParams
 from container.engine.step import Runner
-from container.ranks.config import EngineConfig
+from container.ranks.config import EngineConfig, encode
 from container.ranks.heartbeat import LoadPhase, StartFault
 from container.ranks.messages import SCHEMA_VERSION, Welcome
 from container.ranks.place import ALONE, Place
 
 if TYPE_CHECKING:
+    from container.model.group import Group
     from container.model.shape import RunnerConfig
 
 WARMUP_KEY: Final = RequestKey(connection=0, id=1)  # connection 0 is nobody's
@@ -87,7 +89,7 @@ def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
 
     try:
         build: Callable[..., tuple[Runner, ModelFacts]] = build_runner
-        together = {} if place.size == 1 else {"group": place.group(config.collectives)}
+        together = {} if place.size == 1 else {"group": _group(config, place)}
         settings = runner_config(config, place.size)
         runner, facts = build(settings, DirectorySource(config.model_dir), progress, **together)
     except SizingError as error:
@@ -95,6 +97,13 @@ def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
     except (SourceError, LoadError, ModelRefused) as error:
         raise StartFailed(StartFault.MODEL_REFUSED, str(error)) from None
     return Loaded(runner, facts.runner, None if facts.reason is None else facts.reason.value)
+
+
+def _group(config: EngineConfig, place: Place) -> Group:
+    """Return the group of this place once all ranks are known to have been told the same."""
+    group = place.group(config.collectives)
+    group.agree(hashlib.sha256(encode(config).encode()).digest())
+    return group
 
 
 def runner_config(config: EngineConfig, ranks: int) -> RunnerConfig:

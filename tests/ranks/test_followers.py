@@ -49,7 +49,7 @@ def answered(s: Started, count: int = 20) -> list[int]:
     return tokens_of(collect(submit(s.client, PROMPT, count)))
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, 4])
 def test_all_ranks_take_part_in_every_answer(count: int) -> None:
     with ranks(count) as s:
         ready(s)
