@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from container.ranks import followers
 from container.ranks.config import EngineConfig, encode
 from container.ranks.heartbeat import EngineState, HealthLimits, LoadPhase, StartFault, Verdict, health
 from container.ranks.submission import EngineGone
 from tests.ranks.doubles import collect, submit, tokens_of, wait_until
+from tests.ranks.model_process import CountingRunner
 from tests.ranks.ranked_process import HANG, RAISE, expected
 from tests.ranks.test_process import CANARY, Started, alive, ready, started
 
@@ -214,6 +217,24 @@ def test_a_drain_ends_all_ranks_in_order() -> None:
         assert s.end() == (0, "")
         assert not any(alive(pid) for pid in pids)
         assert s.state() == EngineState.STOPPED
+
+
+def test_a_follower_that_never_loads_and_never_leaves_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(followers, "LOAD_WAIT_S", 0.2)
+    config = EngineConfig(model_dir=".", tensor_parallel=3)
+    lost: list[str] = []
+    sleeps = (sys.executable, "-c", "import time; time.sleep(60)")
+    group = followers.Followers(config, 2, lambda _, text: lost.append(text), lambda: None, sleeps)
+    pids = [process.pid for process in group._processes]
+    with pytest.raises(followers.RankLost, match="did not load in time"):
+        group.lead(CountingRunner("good"))
+    began = time.monotonic()
+    group.close()
+    assert time.monotonic() - began < 2.0
+    assert not any(alive(pid) for pid in pids)
+    assert lost == []
 
 
 def test_followers_are_hardened_as_rank_0_is() -> None:

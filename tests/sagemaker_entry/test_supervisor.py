@@ -144,6 +144,17 @@ def test_a_stopped_engine_is_noticed_ended_and_replaced(own_server: Server) -> N
     assert own_server.invoke(HELLO)[0] == 200
 
 
+def test_an_engine_that_failed_but_does_not_end_is_ended(tmp_path: Path) -> None:
+    server = Server(tmp_path, fault="LINGERS", STRONGROOM_WORKERS="1").start()
+    try:
+        wait_until(lambda: server.events("child_died"), 12, "its end")
+        assert server.events("engine_hangs")[0]["verdict"] == "failed"
+        wait_until(lambda: len(server.events("child_started")) == 3, 5, "another engine")
+        assert server.ping() in (0, 503)
+    finally:
+        server.stop()
+
+
 def test_three_dead_engines_within_a_minute_end_the_container(own_server: Server) -> None:
     for round_number in range(3):
         own_server.wait_ready(10)
