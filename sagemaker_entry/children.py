@@ -18,6 +18,7 @@ from typing import Final
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
+PR_SET_CHILD_SUBREAPER: Final = 36
 EXEC_FAILED: Final = 127
 EXIT_UNUSABLE: Final = 4  # of a front that another start cannot cure; gunicorn passes it on from a worker
 
@@ -43,6 +44,11 @@ def undumpable() -> None:
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends; survives exec, not fork."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of what children leave behind, as PID 1 is anyway, so that it can be reaped."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], keep_fds: Sequence[int], oom_score: int = 0) -> int:

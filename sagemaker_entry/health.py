@@ -69,4 +69,5 @@ class Health:
             "strongroom_engine_step_seconds_p99": ("gauge", page.step_p99_ns / 1e9),  # of the last steps
             "strongroom_engine_failed_steps_total": ("counter", page.failed_steps),
             "strongroom_engine_starts_total": ("counter", page.starts),
+            "strongroom_engine_ranks": ("gauge", page.ranks),
         }

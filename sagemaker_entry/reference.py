@@ -30,7 +30,14 @@ def settings_page() -> str:
         aliases = [f"`{rules['first']}` (wins)"] if "first" in rules else []
         aliases += [f"`{name}`" for name in rules.get("aliases", ())]
         default = "derived" if field.default is None else f"`{field.default}`"
-        cells = (f"`{variable(field.name)}`", ", ".join(aliases), _kind(field), default, rules["doc"])
+        doc = rules["doc"]
+        if "foreign" in rules:
+            doc += (
+                " The other names take "
+                + ", ".join(f"`{a}` ({b})" for a, b in rules["foreign"].items())
+                + "."
+            )
+        cells = (f"`{variable(field.name)}`", ", ".join(aliases), _kind(field), default, doc)
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Refused unless harmless:", ""]
     lines += [f"- `{name}`: {hint}" for name, (_, hint) in GUARDED.items()]

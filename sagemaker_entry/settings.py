@@ -21,13 +21,11 @@ MIB: Final = 1024 * 1024
 # What users of text-generation-inference have in their environment and what we do not need.
 IGNORED: Final = (
     "HF_MODEL_REVISION",
-    "HF_MODEL_QUANTIZE",
     "MAX_BATCH_PREFILL_TOKENS",
     "MAX_BATCH_TOTAL_TOKENS",
     "MAX_CLIENT_BATCH_SIZE",
     "WAITING_SERVED_RATIO",
     "MAX_WAITING_TOKENS",
-    "QUANTIZE",
     "SPECULATE",
     "LORA_ADAPTERS",
     "API_KEY",
@@ -43,7 +41,6 @@ GUARDED: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         ("", "0", "false", "False"),
         "code from a model artifact is never executed; unset the variable",
     ),
-    "SM_NUM_GPUS": (("", "1"), "one accelerator per model copy is supported; set it to 1 or unset it"),
 }
 
 
@@ -56,7 +53,11 @@ class SettingsError(Exception):
 
 
 def _setting(default: Any, doc: str, **rules: Any) -> Any:
-    """Return a field. Rules: unit, aliases, choices, low and high, pattern and rule, first (it wins)."""
+    """Return a field.
+
+    Rules: unit, aliases, choices, low and high, pattern and rule, first (it wins), foreign (what the values
+    of the aliases mean here: others are refused).
+    """
     return dataclasses.field(default=default, metadata={"doc": doc, **rules})
 
 
@@ -144,8 +145,25 @@ class Settings:
     dtype: str = _setting(
         "auto", "Number format of the computation.", choices=("auto", "float32", "bfloat16")
     )
+    quantize: str = _setting(
+        "auto",
+        "How weights are stored. `auto` chooses by hardware, never below 8 bits.",
+        choices=("auto", "none", "bnb-nf4", "bnb-int8", "int8-block", "int4-block", "fp8"),
+        aliases=("QUANTIZE", "HF_MODEL_QUANTIZE"),
+        foreign={"bitsandbytes": "bnb-int8", "bitsandbytes-nf4": "bnb-nf4", "fp8": "fp8"},
+    )
+    tensor_parallel: int = _setting(
+        1,
+        "Ranks, one process per accelerator, that hold one model together.",
+        aliases=("SM_NUM_GPUS",),
+        low=1,
+        high=64,
+    )
     threads: int | None = _setting(
-        None, "Compute threads. Derived: the cores the container may use.", low=1, high=512
+        None,
+        "Compute threads, over all ranks. Derived: the cores the container may use.",
+        low=1,
+        high=512,
     )
     dialect: str = _setting(
         "auto",
@@ -216,11 +234,23 @@ def read(environment: Mapping[str, str]) -> tuple[Settings, tuple[str, ...]]:
         first = (rules["first"],) if "first" in rules else ()
         for source in (*first, name, *rules.get("aliases", ())):
             if environment.get(source, "") != "":
-                values[field.name] = _parse(source, environment[source], field)
+                text = environment[source]
+                if "foreign" in rules and source in rules["aliases"]:
+                    text = _translate(source, text, name, rules["foreign"])
+                values[field.name] = _parse(source, text, field)
                 break
     settings = Settings(**values)
     _check_together(settings)
     return settings, tuple(n for n in IGNORED if environment.get(n, "") != "")
+
+
+def _translate(source: str, text: str, name: str, foreign: Mapping[str, str]) -> str:
+    """Return what another server's value means here; raises SettingsError for one that has no meaning."""
+    if text not in foreign:
+        raise SettingsError(
+            f"`{source}={text}` is not supported", f"use one of {', '.join(foreign)}, or set `{name}`"
+        )
+    return foreign[text]
 
 
 def _parse(source: str, text: str, field: dataclasses.Field[Any]) -> Any:

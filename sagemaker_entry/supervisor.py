@@ -2,8 +2,9 @@
 
 Owns: the listener, door, heartbeat page and metrics page; engine and front processes; restarts; signals.
 Must not know: HTTP, requests, models. It parses nothing a client sent and imports no server code.
-Invariant: the listener outlives every child; every child is reaped; after SIGTERM the process exits 0 within
-DRAIN_LIMIT_S + 1 s, whatever the children do.
+Invariant: the listener outlives every child; every child is reaped, and so is every rank that the engine
+leaves behind, before another engine starts; after SIGTERM the process exits 0 within DRAIN_LIMIT_S + 1 s,
+whatever the children do.
 
     STARTING -> engine + front running -> SIGTERM -> front drains -> engine stops -> exit 0
                  | engine dies or hangs: restarted; 3 deaths in 60 s: exit 70
@@ -11,6 +12,7 @@ DRAIN_LIMIT_S + 1 s, whatever the children do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -45,6 +47,7 @@ TURN_S: Final = 0.1
 DEATHS: Final = 3
 DEATH_WINDOW_S: Final = 60.0
 ABORT_GRACE_S: Final = 0.5  # between SIGABRT and SIGKILL for a hung engine
+LINGER_S: Final = 5.0  # from an engine's last words to its end
 DRAIN_LIMIT_S: Final = 27.0  # the platform kills 30 s after SIGTERM
 STOP_S: Final = 0.5
 FRONT_OOM_SCORE: Final = 200
@@ -66,6 +69,8 @@ def engine_config(settings: Settings) -> EngineConfig:
         prefix_cache=settings.prefix_cache != "off",
         compat=settings.compat != "off",
         dtype=settings.dtype,
+        quantize=settings.quantize,
+        tensor_parallel=settings.tensor_parallel,
         threads=settings.threads,
     )
 
@@ -100,6 +105,7 @@ class Commands:
     engine: Callable[[int, int, int], list[str]] = engine_command
     front: Callable[[int, int, int, int, int], list[str]] = front_command
     health_limits: HealthLimits = field(default_factory=HealthLimits)
+    deaths: int = DEATHS  # of one child within DEATH_WINDOW_S before the supervisor gives up
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -116,14 +122,17 @@ def listen(settings: Settings) -> socket.socket:
 class Child:
     """One role's process and its recent deaths."""
 
-    def __init__(self, name: str, argv: Sequence[str], fds: Sequence[int], oom_score: int = 0) -> None:
+    def __init__(
+        self, name: str, argv: Sequence[str], fds: Sequence[int], deaths: int, oom_score: int = 0
+    ) -> None:
         self.name = name
         self.pid: int | None = None
         self.starts = 0
         self._argv = argv
         self._fds = fds
         self._oom_score = oom_score
-        self._deaths: deque[float] = deque(maxlen=DEATHS)
+        self._remains: int | None = None  # process group of a dead one that may hold others
+        self._deaths: deque[float] = deque(maxlen=deaths)
 
     def start(self, env: Mapping[str, str]) -> None:
         self.pid = children.spawn(self._argv, env, self._fds, self._oom_score)
@@ -136,9 +145,28 @@ class Child:
 
     def died(self, now_s: float) -> bool:
         """Note a death; True when it is one too many."""
-        self.pid = None
+        self.gone()
         self._deaths.append(now_s)
-        return len(self._deaths) == DEATHS and now_s - self._deaths[0] <= DEATH_WINDOW_S
+        return len(self._deaths) == self._deaths.maxlen and now_s - self._deaths[0] <= DEATH_WINDOW_S
+
+    def gone(self) -> None:
+        """It has been reaped; whoever it started shares its process group, and ends now."""
+        self._remains, self.pid = self.pid, None
+        if self._remains is not None:
+            with contextlib.suppress(ProcessLookupError):  # it left nobody
+                os.killpg(self._remains, signal.SIGKILL)
+
+    def cleared(self) -> bool:
+        """Return whether nothing of a former one is left, memory included; reaps what is."""
+        while self._remains is not None:
+            try:
+                pid, _ = os.waitpid(-self._remains, os.WNOHANG)
+            except ChildProcessError:
+                self._remains = None
+                return True
+            if pid == 0:
+                return False  # it is dying; a device may take its time
+        return True
 
 
 class Supervisor:
@@ -161,13 +189,15 @@ class Supervisor:
         readable = read_only(page)
         engine_fds = (self._config_fd, engine_door, page)
         front_fds = (self._listener.fileno(), self._settings_fd, front_door, readable, metrics_fd)
-        self._engine = Child("engine", commands.engine(*engine_fds), engine_fds)
-        self._front = Child("front", commands.front(*front_fds), front_fds, FRONT_OOM_SCORE)
+        self._engine = Child("engine", commands.engine(*engine_fds), engine_fds, commands.deaths)
+        self._front = Child("front", commands.front(*front_fds), front_fds, commands.deaths, FRONT_OOM_SCORE)
+        self._deaths = commands.deaths
         self._abort_at_s: float | None = None
 
     def run(self) -> int:
         """Serve until a signal or a breakdown; return the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        children.adopt_orphans()
         log.write("info", "listening", port=self.port)
         self._start(self._front)
         self._start(self._engine)
@@ -179,6 +209,10 @@ class Supervisor:
                 if not self._recover(child, status):
                     self._kill_all()
                     return EXIT_BROKEN
+            for child in (self._front, self._engine):
+                # A new engine beside what is left of the old one would hold the model's memory twice.
+                if child.pid is None and child.cleared():
+                    self._start(child)
             self._watch()
 
     def _start(self, child: Child) -> None:
@@ -224,9 +258,8 @@ class Supervisor:
                 log.write("error", "front_cannot_start", code=code)
                 return False
         if too_often:
-            log.write("error", "giving_up", child=child.name, deaths=DEATHS, within_s=DEATH_WINDOW_S)
+            log.write("error", "giving_up", child=child.name, deaths=self._deaths, within_s=DEATH_WINDOW_S)
             return False
-        self._start(child)
         return True
 
     def _watch(self) -> None:
@@ -236,8 +269,10 @@ class Supervisor:
             if now_s >= self._abort_at_s:
                 self._engine.kill(signal.SIGKILL)  # a hung device call ignores everything else
             return
-        verdict = health(self._page_reader.read(), time.monotonic_ns(), self._limits)
-        if verdict in (Verdict.SILENT, Verdict.STUCK) and self._engine.pid is not None:
+        page = self._page_reader.read()
+        verdict = health(page, time.monotonic_ns(), self._limits)
+        lingers = verdict is Verdict.FAILED and time.monotonic_ns() - page.beat_ns > LINGER_S * 1e9
+        if (verdict in (Verdict.SILENT, Verdict.STUCK) or lingers) and self._engine.pid is not None:
             log.write("error", "engine_hangs", verdict=verdict.value)
             self._engine.kill(signal.SIGABRT)
             self._abort_at_s = now_s + ABORT_GRACE_S
@@ -260,7 +295,7 @@ class Supervisor:
         while awaited.pid is not None and time.monotonic() < deadline_s:
             signal.sigtimedwait(SIGNALS, TURN_S / 4)
             for child, _ in self._reap():
-                child.pid = None
+                child.gone()
 
     def _kill_all(self) -> None:
         for child in (self._front, self._engine):

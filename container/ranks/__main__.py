@@ -1,8 +1,8 @@
 """`python -m container.ranks`: the engine process. Owns nothing but the exit."""
 
-import sys
+import os
 
 from container.ranks.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # without finalizing: native threads of a broken group may never end

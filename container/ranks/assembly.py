@@ -7,19 +7,25 @@ Invariant: an engine that leaves here has sampled real tokens through its whole 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from container.engine.engine import Engine, EngineLimits
 from container.engine.request import EngineRequest, RequestKey, SamplingParams
 from container.engine.step import Runner
-from container.ranks.config import EngineConfig
+from container.ranks.config import EngineConfig, encode
 from container.ranks.heartbeat import LoadPhase, StartFault
 from container.ranks.messages import SCHEMA_VERSION, Welcome
+from container.ranks.place import ALONE, Place
+
+if TYPE_CHECKING:
+    from container.model.group import Group
+    from container.model.shape import RunnerConfig
 
 WARMUP_KEY: Final = RequestKey(connection=0, id=1)  # connection 0 is nobody's
 WARMUP_STEPS: Final = 64  # a runner that needs more for two tokens is broken
@@ -53,11 +59,15 @@ class Loaded:
     reason: str | None  # closed code when compat
 
 
-Loader = Callable[[EngineConfig, Report], Loaded]
+Loader = Callable[[EngineConfig, Report, Place], Loaded]
+Lead = Callable[[Runner], Runner]  # from rank 0's own runner to that of all ranks
 
 
-def load(config: EngineConfig, report: Report) -> Loaded:
-    """Load the model in `config.model_dir`; raises StartFailed. Imports torch and transformers."""
+def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
+    """Load this rank's part of the model in `config.model_dir`; raises StartFailed.
+
+    Imports torch and transformers.
+    """
     if not Path(config.model_dir, "config.json").is_file():
         raise StartFailed(StartFault.MODEL_NOT_FOUND, "the model directory has no `config.json`")
     os.environ["HF_HUB_OFFLINE"] = "1"  # no library looks for a hub, whatever the host's environment says
@@ -65,22 +75,11 @@ def load(config: EngineConfig, report: Report) -> Loaded:
     # one that does not run. Two threads on two cores, 30 layers of the demo model's GEMMs at 32 rows: 0.42 s
     # against 0.16 s asleep; while another process uses one core, 9.5 s against 0.36 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from container.model.build import ModelRefused, build_runner
+    from container.model.build import ModelFacts, ModelRefused, build_runner
     from container.model.load import LoadError
-    from container.model.shape import RunnerConfig, SizingError
+    from container.model.shape import SizingError
     from container.model.source import DirectorySource, SourceError
 
-    settings = RunnerConfig(
-        sequence_tokens=config.sequence_tokens,
-        running_limit=config.running_limit,
-        step_tokens=config.step_tokens,
-        kv_mib=config.kv_mib,
-        block_tokens=config.block_tokens,
-        prefix_cache=config.prefix_cache,
-        compat=config.compat,
-        dtype=config.dtype,
-        threads=config.threads,
-    )
     phase = LoadPhase.OPENING
 
     def progress(phrase: str) -> None:
@@ -89,7 +88,10 @@ def load(config: EngineConfig, report: Report) -> Loaded:
         report(phase)
 
     try:
-        runner, facts = build_runner(settings, DirectorySource(config.model_dir), progress)
+        build: Callable[..., tuple[Runner, ModelFacts]] = build_runner
+        together = {} if place.size == 1 else {"group": _group(config, place)}
+        settings = runner_config(config, place.size)
+        runner, facts = build(settings, DirectorySource(config.model_dir), progress, **together)
     except SizingError as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     except (SourceError, LoadError, ModelRefused) as error:
@@ -97,13 +99,53 @@ def load(config: EngineConfig, report: Report) -> Loaded:
     return Loaded(runner, facts.runner, None if facts.reason is None else facts.reason.value)
 
 
-def assemble(config: EngineConfig, report: Report, loader: Loader = load) -> tuple[Engine, Welcome]:
-    """Return a warm engine and its Welcome; raises StartFailed, MemoryError, or what a library raises."""
+def _group(config: EngineConfig, place: Place) -> Group:
+    """Return the group of this place once all ranks are known to have been told the same."""
+    group = place.group(config.collectives)
+    group.agree(hashlib.sha256(encode(config).encode()).digest())
+    return group
+
+
+def runner_config(config: EngineConfig, ranks: int) -> RunnerConfig:
+    """Return what each of `ranks` ranks on this machine is told: its share of the cores and of the memory
+    set.
+    """
+    from container.model.shape import RunnerConfig, compute_threads, physical_cores
+
+    threads = config.threads
+    if ranks > 1:
+        threads = max(1, compute_threads(config.threads, physical_cores()) // ranks)
+    return RunnerConfig(
+        sequence_tokens=config.sequence_tokens,
+        running_limit=config.running_limit,
+        step_tokens=config.step_tokens,
+        kv_mib=None if config.kv_mib is None else max(1, config.kv_mib // ranks),
+        block_tokens=config.block_tokens,
+        prefix_cache=config.prefix_cache,
+        compat=config.compat,
+        dtype=config.dtype,
+        quantize=config.quantize,
+        threads=threads,
+    )
+
+
+def assemble(
+    config: EngineConfig,
+    report: Report,
+    loader: Loader = load,
+    place: Place = ALONE,
+    lead: Lead | None = None,
+) -> tuple[Engine, Welcome]:
+    """Return a warm engine and its Welcome; raises StartFailed, MemoryError, or what a library raises.
+
+    `place` is rank 0's; `lead` returns once the other ranks are loaded too. The warm-up runs on all of them.
+    """
     report(LoadPhase.OPENING)
-    loaded = loader(config, report)
+    loaded = loader(config, report, place)
+    runner = loaded.runner if lead is None else lead(loaded.runner)
     try:
         # the runner's slots are the running limit already, fitted to memory
-        engine = Engine(loaded.runner, EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s))
+        engine = Engine(runner, EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s))
     except ValueError as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     report(LoadPhase.WARMUP)

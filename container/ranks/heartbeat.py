@@ -15,12 +15,13 @@ import enum
 import fcntl
 import mmap
 import os
+import threading
 import time
 from dataclasses import dataclass, fields
 from typing import Final
 
 PAGE_BYTES: Final = 4096
-MAGIC: Final = 0x5354524F4E470002  # "STRONG", version 2
+MAGIC: Final = 0x5354524F4E470003  # "STRONG", version 3
 READ_TRIES: Final = 20  # a write takes microseconds; then the answer matters more than its consistency
 READ_PAUSE_S: Final = 0.0005  # lets a descheduled writer finish
 _MAGIC_WORD, _SEQUENCE_WORD, _FIRST_FIELD = 0, 1, 2
@@ -58,6 +59,7 @@ class StartFault(enum.IntEnum):
     OUT_OF_MEMORY = 4
     WARMUP_FAILED = 5
     INTERNAL = 6
+    RANK_LOST = 7  # one of the ranks that hold the model died, was stopped or did not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class Snapshot:
     refused: int = 0
     in_flight: int = 0
     failed_steps: int = 0
+    ranks: int = 0  # processes that hold the model together
 
 
 _INDEX: Final = {f.name: _FIRST_FIELD + i for i, f in enumerate(fields(Snapshot))}
@@ -118,6 +121,7 @@ class HeartbeatWriter:
         self._map = mmap.mmap(fd, PAGE_BYTES)
         self._words = memoryview(self._map).cast("Q")
         self._words[_MAGIC_WORD] = MAGIC
+        self._turn = threading.Lock()  # the watch over other ranks writes from a thread of its own
 
     def __enter__(self) -> HeartbeatWriter:
         return self
@@ -133,6 +137,15 @@ class HeartbeatWriter:
 
     def write(self, **values: int) -> None:
         """Set the named fields in one consistent step. Raises KeyError for a name that is no field."""
+        with self._turn:
+            self._put(values)
+
+    def write_last(self, **values: int) -> None:
+        """As write, and bar every later write of this process; for a thread that ends it at once."""
+        self._turn.acquire()
+        self._put(values)
+
+    def _put(self, values: dict[str, int]) -> None:
         indexed = [(_INDEX[name], value & _WORD_MASK) for name, value in values.items()]
         words = self._words
         odd = words[_SEQUENCE_WORD] | 1  # it is odd already when the last writer died in mid-write

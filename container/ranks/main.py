@@ -15,7 +15,8 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -23,22 +24,22 @@ import msgspec
 from container.engine.engine import Engine
 from container.ranks.assembly import Loader, StartFailed, assemble, load
 from container.ranks.config import EngineConfig, decode
+from container.ranks.faults import diagnose
+from container.ranks.followers import COMMAND, Followers
 from container.ranks.heartbeat import EngineState, HeartbeatWriter, LoadPhase, StartFault
 from container.ranks.host import Host
 from container.ranks.messages import Welcome
-from container.ranks.process import harden, say, where
+from container.ranks.process import harden, say
 from container.ranks.switchboard import Switchboard
 
 CONFIG_BYTES: Final = 64 * 1024
 EXIT_OK: Final = 0
 EXIT_START: Final = 2  # it never served
 EXIT_FAILED: Final = 1  # it served, then broke
-# How the two allocators name a lack of memory; they share no exception type.
-OUT_OF_MEMORY_SIGNS: Final = ("can't allocate memory", "out of memory")
 
 
-def main(argv: Sequence[str] | None = None, loader: Loader = load) -> int:
-    """Run the engine process and return its exit status."""
+def main(argv: Sequence[str] | None = None, loader: Loader = load, follower: Sequence[str] = COMMAND) -> int:
+    """Run the engine process and return its exit status. `follower` starts another rank."""
     parser = argparse.ArgumentParser(prog="container.ranks", allow_abbrev=False)
     for name in ("--config-fd", "--door-fd", "--heartbeat-fd"):
         parser.add_argument(name, type=int, required=True)
@@ -46,15 +47,46 @@ def main(argv: Sequence[str] | None = None, loader: Loader = load) -> int:
     stderr_fd = harden()
     with HeartbeatWriter(options.heartbeat_fd) as page:
         page.begin(os.getpid(), time.monotonic_ns())
+        life = Life(page, stderr_fd)
         try:
-            engine, welcome = _start(options.config_fd, page, loader)
-        except Exception as error:  # noqa: BLE001 - told in one line, by type
-            return _fail(page, stderr_fd, "cannot start", error, EXIT_START)
-        try:
+            config = read_config(options.config_fd)
+            followers = _gather(config, life, stderr_fd, follower)
+            engine, welcome = _start(config, page, loader, followers)
+            life.serving = True
             _serve(engine, welcome, options.door_fd, page)
-        except Exception as error:  # noqa: BLE001 - as above
-            return _fail(page, stderr_fd, "stopped serving", error, EXIT_FAILED)
+            if followers is not None:
+                followers.close()
+        except Exception as error:  # noqa: BLE001 - told in one line, by type
+            return life.fail(*diagnose(error))
     return EXIT_OK
+
+
+class Life:
+    """How this process ends when it does not end well: the page, one line, a status."""
+
+    def __init__(self, page: HeartbeatWriter, stderr_fd: int) -> None:
+        self._page = page
+        self._stderr_fd = stderr_fd
+        self.serving = False
+
+    def fail(self, fault: StartFault, cause: str) -> int:
+        """Leave the cause behind and return the exit status.
+
+        Of two threads that come here the first is heard.
+        """
+        self._page.write_last(state=EngineState.FAILED, fault=fault, beat_ns=time.monotonic_ns())
+        what = "stopped serving" if self.serving else "cannot start"
+        say(self._stderr_fd, f"engine {what}: {fault.name.lower()}: {cause}")
+        return EXIT_FAILED if self.serving else EXIT_START
+
+    def lose(self, fault: StartFault, cause: str) -> None:
+        """End the process now: another rank is lost, and the main thread may be waiting for it."""
+        os._exit(self.fail(fault, cause))
+
+    def loading_goes_on(self) -> None:
+        """Another rank has moved on."""
+        if not self.serving:
+            self._page.write(beat_ns=time.monotonic_ns())
 
 
 def read_config(fd: int) -> EngineConfig:
@@ -69,18 +101,40 @@ def read_config(fd: int) -> EngineConfig:
         raise StartFailed(StartFault.BAD_CONFIG, "the configuration does not fit its schema") from None
 
 
-def _start(config_fd: int, page: HeartbeatWriter, loader: Loader) -> tuple[Engine, Welcome]:
-    def report(phase: LoadPhase) -> None:
-        page.write(state=EngineState.LOADING, load_phase=phase, beat_ns=time.monotonic_ns())
+def _gather(config: EngineConfig, life: Life, stderr_fd: int, command: Sequence[str]) -> Followers | None:
+    """Start the other ranks, if there are any."""
+    if config.tensor_parallel == 1:
+        return None
+    return Followers(config, stderr_fd, life.lose, life.loading_goes_on, command)
 
-    gc.disable()  # importing makes a million objects that stay; walking them again and again is a sixth of it
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Collect no garbage inside, and never again walk what is there at the end.
+
+    Importing and loading make a million objects that stay; walking them again and again is a sixth of the
+    time.
+    """
+    gc.disable()
     try:
-        started = assemble(read_config(config_fd), report, loader)
+        yield
     finally:
         gc.enable()
     gc.collect()
-    gc.freeze()  # the model's objects live as long as the process; no collection need walk them
-    return started
+    gc.freeze()  # the model's objects live as long as the process
+
+
+def _start(
+    config: EngineConfig, page: HeartbeatWriter, loader: Loader, followers: Followers | None = None
+) -> tuple[Engine, Welcome]:
+    def report(phase: LoadPhase) -> None:
+        page.write(state=EngineState.LOADING, load_phase=phase, beat_ns=time.monotonic_ns())
+
+    page.write(ranks=config.tensor_parallel)
+    with without_collection():
+        if followers is None:
+            return assemble(config, report, loader)
+        return assemble(config, report, loader, followers.place, followers.lead)
 
 
 def _serve(engine: Engine, welcome: Welcome, door_fd: int, page: HeartbeatWriter) -> None:
@@ -88,20 +142,3 @@ def _serve(engine: Engine, welcome: Welcome, door_fd: int, page: HeartbeatWriter
     signal.signal(signal.SIGTERM, lambda *_: host.request_drain())
     signal.signal(signal.SIGQUIT, lambda *_: host.request_stop())
     host.run()
-
-
-def _fail(page: HeartbeatWriter, stderr_fd: int, what: str, error: Exception, status: int) -> int:
-    fault, cause = _diagnose(error)
-    page.write(state=EngineState.FAILED, fault=fault, beat_ns=time.monotonic_ns())
-    say(stderr_fd, f"engine {what}: {fault.name.lower()}: {cause}")
-    return status
-
-
-def _diagnose(error: Exception) -> tuple[StartFault, str]:
-    """Return the closed cause and words of our own; a foreign exception's text may hold anything."""
-    if isinstance(error, StartFailed):
-        return error.fault, str(error)
-    place = where(error.__traceback__)
-    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY_SIGNS):
-        return StartFault.OUT_OF_MEMORY, f"{type(error).__name__} at {place}"
-    return StartFault.INTERNAL, f"{type(error).__name__} at {place}"

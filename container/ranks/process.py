@@ -21,15 +21,15 @@ PR_SET_DUMPABLE: Final = 4
 NICENESS: Final = 5  # on few cores the front must still answer /ping while a step computes
 
 
-def harden() -> int:
+def harden(niceness: int = NICENESS) -> int:
     """Apply all of it and return the descriptor of the real stderr, for `say`.
 
-    Raises OSError when the kernel refuses a part.
+    `niceness` comes on top of the parent's. Raises OSError when the kernel refuses a part.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(PR_SET_DUMPABLE, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(NICENESS)
+    os.nice(niceness)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent that waits for signals blocks them for us too
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole group; the supervisor decides
     return _silence()

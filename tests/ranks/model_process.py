@@ -14,6 +14,7 @@ from container.ranks.assembly import Loaded, Report, StartFailed
 from container.ranks.config import EngineConfig
 from container.ranks.heartbeat import LoadPhase, StartFault
 from container.ranks.main import main
+from container.ranks.place import Place
 
 CAPACITY = Capacity(
     blocks=256, block_tokens=16, slots=8, step_tokens=128, sequence_tokens=2048, vocabulary=100
@@ -53,7 +54,7 @@ class CountingRunner:
         return
 
 
-def load(config: EngineConfig, report: Report) -> Loaded:
+def load(config: EngineConfig, report: Report, place: Place) -> Loaded:
     report(LoadPhase.WEIGHTS)
     if MODE == "good":
         time.sleep(0.1)

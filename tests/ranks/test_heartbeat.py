@@ -183,3 +183,18 @@ def test_what_is_no_page_is_refused():
 def test_all_fields_fit_the_page():
     assert (2 + len(fields(Snapshot))) * 8 <= PAGE_BYTES
     assert MAGIC < 2**64
+
+
+def test_last_words_are_not_overwritten(page):
+    with HeartbeatWriter(page) as writer:
+        reader = HeartbeatReader(page)
+        writer.write(state=EngineState.READY)
+        writer.write_last(state=EngineState.FAILED)
+        late = threading.Thread(target=lambda: writer.write(state=EngineState.READY), daemon=True)
+        late.start()
+        late.join(0.1)
+        assert late.is_alive(), "it went on writing"
+        assert reader.read().state == EngineState.FAILED
+        writer._turn.release()
+        late.join(5.0)
+        reader.close()

@@ -8,24 +8,22 @@ import os
 import pytest
 
 from container.ranks.assembly import Loaded, Report, StartFailed
-from container.ranks.config import EngineConfig, encode
+from container.ranks.config import EngineConfig
 from container.ranks.heartbeat import HeartbeatWriter, StartFault, make_page
 from container.ranks.main import _start
+from container.ranks.place import Place
 
 
 def test_garbage_is_not_collected_while_loading_and_is_again_afterwards() -> None:
     seen: list[bool] = []
 
-    def refuse(config: EngineConfig, report: Report) -> Loaded:
+    def refuse(config: EngineConfig, report: Report, place: Place) -> Loaded:
         seen.append(gc.isenabled())
         raise StartFailed(StartFault.MODEL_REFUSED, "not this one")
 
-    config_fd = os.memfd_create("config")
-    os.write(config_fd, encode(EngineConfig(model_dir=".")).encode())
-    os.lseek(config_fd, 0, os.SEEK_SET)
     page_fd = make_page()
     with HeartbeatWriter(page_fd) as page, pytest.raises(StartFailed):
-        _start(config_fd, page, refuse)
+        _start(EngineConfig(model_dir="."), page, refuse)
     os.close(page_fd)
     assert seen == [False]
     assert gc.isenabled()

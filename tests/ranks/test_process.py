@@ -46,15 +46,17 @@ class Started:
 
 
 @contextmanager
-def started(mode: str = "good", config: str | None = None) -> Iterator[Started]:
-    """Run the engine process with the loader `mode` of model_process."""
+def started(
+    mode: str = "good", config: str | None = None, double: str = "tests.ranks.model_process"
+) -> Iterator[Started]:
+    """Run the engine process with the loader `mode` of model_process, or of another double."""
     front_fd, engine_fd = make_door()
     page_fd = make_page()
     config_fd = os.memfd_create("config")
     os.write(config_fd, (encode(EngineConfig(model_dir=".")) if config is None else config).encode())
     os.lseek(config_fd, 0, os.SEEK_SET)
     fds = {"--config-fd": config_fd, "--door-fd": engine_fd, "--heartbeat-fd": page_fd}
-    module = ["container.ranks"] if mode == "real" else ["tests.ranks.model_process", mode]
+    module = ["container.ranks"] if mode == "real" else [double, mode]
     command = [sys.executable, "-m", *module, *(str(part) for pair in fds.items() for part in pair)]
     process = subprocess.Popen(
         command, pass_fds=list(fds.values()), stderr=subprocess.PIPE, stdout=subprocess.PIPE

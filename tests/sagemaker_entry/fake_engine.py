@@ -201,6 +201,9 @@ def main() -> int:
     config.decode(os.read(options.config_fd, 65536).decode())
     engine = FakeEngine(options.door_fd, options.heartbeat_fd, options.status)
     engine.load(options.load_s)
+    if options.fault == "LINGERS":
+        engine.fail(heartbeat.StartFault.INTERNAL)
+        time.sleep(60)
     if options.fault != "NONE":
         engine.fail(heartbeat.StartFault[options.fault])
         return 1

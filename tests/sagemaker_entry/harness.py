@@ -75,6 +75,8 @@ def wait_until(condition: Callable[[], Any], limit_s: float = 5.0, what: str = "
 class Server:
     """Supervisor, front and fake engine as child processes."""
 
+    launcher = "tests.sagemaker_entry.launch"
+
     def __init__(
         self,
         directory: Path,
@@ -110,7 +112,7 @@ class Server:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("STRONGROOM_", "SAGEMAKER_"))}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.sagemaker_entry.launch", *self._arguments],
+                [sys.executable, "-m", self.launcher, *self._arguments],
                 cwd=ROOT,
                 env=inherited | self._environment,
                 stdout=log,

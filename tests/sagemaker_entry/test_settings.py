@@ -46,6 +46,10 @@ def test_every_field_can_be_set_by_its_variable() -> None:
         ("MAX_STOP_SEQUENCES", "5", "max_stop_sequences", 5),
         ("MAX_TOP_N_TOKENS", "6", "max_top_n_tokens", 6),
         ("PAYLOAD_LIMIT", "2000000", "body_limit_bytes", 2_000_000),
+        ("SM_NUM_GPUS", "4", "tensor_parallel", 4),
+        ("QUANTIZE", "bitsandbytes", "quantize", "bnb-int8"),
+        ("QUANTIZE", "bitsandbytes-nf4", "quantize", "bnb-nf4"),
+        ("HF_MODEL_QUANTIZE", "fp8", "quantize", "fp8"),
     ],
 )
 def test_names_users_already_know_are_read(name: str, value: str, field: str, expected: object) -> None:
@@ -73,7 +77,17 @@ def test_our_own_name_wins_over_an_alias_but_the_platforms_port_wins_over_ours()
         ({"STRONGROOM_DRAIN_S": "26"}, "out of range", "25"),
         ({"STRONGROOM_DRAIN_S": "nan"}, "malformed", "a number"),
         ({"HF_MODEL_ID": "org/name"}, "`HF_MODEL_ID=org/name`", "absolute path"),
-        ({"SM_NUM_GPUS": "4"}, "`SM_NUM_GPUS=4`", "one accelerator"),
+        ({"SM_NUM_GPUS": "65"}, "`SM_NUM_GPUS=65` is out of range", "1 to 64"),
+        ({"SM_NUM_GPUS": "auto"}, "`SM_NUM_GPUS=auto` is malformed", "a whole number from 1 to 64"),
+        ({"STRONGROOM_TENSOR_PARALLEL": "0"}, "out of range", "1 to 64"),
+        ({"STRONGROOM_QUANTIZE": "bitsandbytes"}, "is not a choice", "bnb-nf4, bnb-int8"),
+        (
+            {"QUANTIZE": "awq"},
+            "`QUANTIZE=awq` is not supported",
+            "bitsandbytes-nf4, fp8, or set `STRONGROOM_Q",
+        ),
+        ({"HF_MODEL_QUANTIZE": "gptq"}, "`HF_MODEL_QUANTIZE=gptq` is not supported", "one of bitsandbytes"),
+        ({"QUANTIZE": "int8-block"}, "`QUANTIZE=int8-block` is not supported", "`STRONGROOM_QUANTIZE`"),
         ({"HF_MODEL_TRUST_REMOTE_CODE": "true"}, "HF_MODEL_TRUST_REMOTE_CODE", "never executed"),
         ({"SAGEMAKER_BIND_TO_PORT": "http"}, "`SAGEMAKER_BIND_TO_PORT=http`", "65535"),
         ({"MAX_INPUT_TOKENS": "200", "MAX_TOTAL_TOKENS": "200"}, "leaves no room", "less than"),
@@ -89,8 +103,8 @@ def test_a_wrong_value_stops_the_start_and_names_what_to_do(
 
 
 def test_names_of_other_servers_are_ignored_and_reported_once() -> None:
-    _, ignored = read({"PORT": "80", "QUANTIZE": "awq", "USAGE_STATS": "", "SAGEMAKER_PROGRAM": "train.py"})
-    assert ignored == ("QUANTIZE", "PORT")
+    _, ignored = read({"PORT": "80", "SPECULATE": "2", "USAGE_STATS": "", "SAGEMAKER_PROGRAM": "train.py"})
+    assert ignored == ("SPECULATE", "PORT")
 
 
 def test_an_empty_value_means_unset() -> None:
@@ -138,6 +152,16 @@ def test_the_more_specific_name_wins_and_an_empty_one_gives_way(
     environment: dict[str, str], expected: int
 ) -> None:
     assert read(environment)[0].max_input_tokens == expected
+
+
+def test_the_reference_page_says_what_another_server_s_values_mean() -> None:
+    assert "`bitsandbytes` (bnb-int8), `bitsandbytes-nf4` (bnb-nf4), `fp8` (fp8)" in settings_page()
+
+
+def test_our_own_quantization_names_win_over_another_server_s() -> None:
+    both = {"QUANTIZE": "awq", "STRONGROOM_QUANTIZE": "int4-block"}
+    assert read(both)[0].quantize == "int4-block"
+    assert read({})[0].quantize == "auto"
 
 
 def test_a_name_that_loses_is_not_even_read() -> None:

@@ -144,6 +144,17 @@ def test_a_stopped_engine_is_noticed_ended_and_replaced(own_server: Server) -> N
     assert own_server.invoke(HELLO)[0] == 200
 
 
+def test_an_engine_that_failed_but_does_not_end_is_ended(tmp_path: Path) -> None:
+    server = Server(tmp_path, fault="LINGERS", STRONGROOM_WORKERS="1").start()
+    try:
+        wait_until(lambda: server.events("child_died"), 12, "its end")
+        assert server.events("engine_hangs")[0]["verdict"] == "failed"
+        wait_until(lambda: len(server.events("child_started")) == 3, 5, "another engine")
+        assert server.ping() in (0, 503)
+    finally:
+        server.stop()
+
+
 def test_three_dead_engines_within_a_minute_end_the_container(own_server: Server) -> None:
     for round_number in range(3):
         own_server.wait_ready(10)
@@ -203,6 +214,28 @@ def test_children_see_only_the_allowed_environment() -> None:
     assert children.environment(given) == {"PATH": "/bin"} | children.ADDED
 
 
+def test_what_a_dead_child_leaves_behind_is_ended_and_reaped_before_it_counts_as_gone() -> None:
+    leaves = "import subprocess as s, sys; s.Popen(['sleep', '60']); print(flush=True); sys.stdin.read()"
+    script = (
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "from sagemaker_entry import children\nfrom sagemaker_entry.supervisor import Child\n"
+        "children.adopt_orphans()\n"
+        f"child = Child('engine', [{sys.executable!r}, '-c', {leaves!r}], [], 3)\n"
+        "read, write = os.pipe()\nos.dup2(write, 1)\n"
+        "child.start({'PATH': os.environ['PATH']})\nos.read(read, 1)\n"
+        "left = [int(p) for p in Path(f'/proc/{child.pid}/task/{child.pid}/children').read_text().split()]\n"
+        "assert child.cleared() and len(left) == 1\n"
+        "child.kill(signal.SIGKILL)\nos.waitpid(child.pid, 0)\nchild.died(0.0)\n"
+        "until = time.monotonic() + 10\n"
+        "while not child.cleared():\n    assert time.monotonic() < until\n    time.sleep(0.001)\n"
+        "assert not Path(f'/proc/{left[0]}').exists(), 'it is still there'\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_child_inherits_only_the_named_descriptors(tmp_path: Path) -> None:
     out = tmp_path / "out"
     program = (
@@ -230,6 +263,8 @@ def test_the_engine_is_told_what_the_operator_set() -> None:
     assert (config.model_dir, config.sequence_tokens, config.running_limit) == ("/m", 512, 3)
     assert (config.prefix_cache, config.compat) == (False, False)
     assert engine_config(Settings()).prefix_cache
+    together = engine_config(Settings(tensor_parallel=4, quantize="bnb-nf4"))
+    assert (together.tensor_parallel, together.quantize) == (4, "bnb-nf4")
 
 
 def test_the_bounds_of_the_queue_reach_the_engine() -> None:
