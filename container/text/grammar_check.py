@@ -26,7 +26,7 @@ from container.text.child import Child, exchange
 from container.text.grammar_errors import GrammarError, GrammarReason
 
 BUILD_S: Final = 0.8  # wall clock of a check: the client has its answer within 1 s
-JUDGE_S: Final = 3.0  # wall clock of judging a finished text
+JUDGE_S: Final = 10.0  # wall clock of judging a finished text; up to 1 ms per token
 START_S: Final = 30.0  # a tokenizer of 262,144 tokens takes 8.5 s to build on a free core
 GRACE_S: Final = 0.1  # past the fork's own alarm
 PARALLEL: Final = 4  # forks at once; one that explodes must not hold up the rest

@@ -51,15 +51,20 @@ UNSUPPORTED: Final = frozenset(
 )  # fmt: skip
 _OFF: Final = frozenset({"uniqueItems", "nullable"})  # false asks for nothing
 _LEAST: Final = frozenset({"minLength", "minItems", "minProperties"})
+_NEWEST: Final = "json-schema.org/draft/2020-12/schema"
+_OLDEST: Final = "json-schema.org/draft-04/schema"
 _DRAFTS: Final = frozenset(
     {
-        "json-schema.org/draft-04/schema",
+        _OLDEST,
         "json-schema.org/draft-06/schema",
         "json-schema.org/draft-07/schema",
         "json-schema.org/draft/2019-09/schema",
-        "json-schema.org/draft/2020-12/schema",
+        _NEWEST,
     }
 )
+_TYPES: Final = frozenset({"null", "boolean", "object", "array", "number", "integer", "string"})
+_COUNTS: Final = _LEAST | {"maxLength", "maxItems", "maxProperties"}
+_NUMBERS: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
 
 ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
 
@@ -88,12 +93,13 @@ class _Reader:
     def __init__(self, closed: bool) -> None:
         self._closed = closed
         self._schemas = 0
+        self._draft = _NEWEST
 
     def root(self, schema: dict[str, Any]) -> dict[str, Any]:
         draft = schema.get("$schema")
         if draft is not None:
-            known = isinstance(draft, str) and draft.partition("://")[2].removesuffix("#") in _DRAFTS
-            if not known:
+            self._draft = draft.partition("://")[2].removesuffix("#") if isinstance(draft, str) else ""
+            if self._draft not in _DRAFTS:
                 raise GrammarError(GrammarReason.UNSUPPORTED_KEYWORD, "$schema")
         # The schema's own address: nothing may refer to it by that, so it says nothing.
         return self._mapping({k: v for k, v in schema.items() if k not in {"$id", "id"}}, 1)
@@ -128,10 +134,13 @@ class _Reader:
                 raise GrammarError(GrammarReason.UNSUPPORTED_KEYWORD, keyword)  # each would forbid the others
             return [self._schema(each, depth + 1) for each in _of(list, value, keyword)]
         if keyword in SINGLE:
-            if isinstance(value, list):  # `items` of older drafts
+            if keyword == "items" and isinstance(value, list) and self._draft != _NEWEST:
                 return [self._schema(each, depth + 1) for each in value]
             return self._schema(value, depth + 1)
-        _check_value(keyword, value)
+        if keyword.startswith("exclusive") and isinstance(value, bool) and self._draft == _OLDEST:
+            return value
+        if keyword != "$schema":
+            _check_value(keyword, value)
         return value
 
 
@@ -152,15 +161,34 @@ def _of(kind: type, value: object, keyword: str) -> Any:
 
 
 def _check_value(keyword: str, value: object) -> None:
+    if not _well_formed(keyword, value):
+        raise GrammarError(GrammarReason.NOT_A_SCHEMA, keyword)
     if keyword == "pattern":
         try:
-            check_regex(_of(str, value, keyword))
+            check_regex(str(value))
         except GrammarError as error:
             raise GrammarError(error.reason, keyword) from None
-    elif keyword in _LEAST and isinstance(value, int | float) and value > MAX_LEAST:
+    elif keyword in _LEAST and isinstance(value, int) and value > MAX_LEAST:
         raise GrammarError(GrammarReason.TOO_LARGE, keyword)
-    elif keyword == "$ref" and not _of(str, value, keyword).startswith("#"):
+    elif keyword == "$ref" and not str(value).startswith("#"):
         raise GrammarError(GrammarReason.REFERENCE, keyword)
+
+
+def _well_formed(keyword: str, value: object) -> bool:
+    """Return True when `value` is of the kind JSON Schema's own schema asks for."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if keyword in _COUNTS:
+        return isinstance(value, int) and number and value >= 0
+    if keyword in _NUMBERS:
+        return number and (keyword != "multipleOf" or value > 0)  # type: ignore[operator]
+    if keyword == "type":
+        types = value if isinstance(value, list) else [value]
+        return bool(types) and all(isinstance(each, str) and each in _TYPES for each in types)
+    if keyword == "required":
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if keyword == "enum":
+        return isinstance(value, list) and bool(value)
+    return keyword == "const" or isinstance(value, str)  # the rest: `pattern`, `format`, `$ref`
 
 
 def _references(schema: object) -> Iterator[str]:

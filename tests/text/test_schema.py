@@ -93,6 +93,22 @@ def test_an_unknown_keyword_is_refused_and_a_property_of_that_name_is_not() -> N
         {"pattern": 5},
         {"$ref": 5},
         {"additionalProperties": "no"},
+        {"type": "strin"},
+        {"type": []},
+        {"type": ["string", 5]},
+        {"minLength": "x"},
+        {"minLength": -1},
+        {"maxItems": 1.5},
+        {"maxItems": True},
+        {"minimum": "0"},
+        {"exclusiveMinimum": True},
+        {"multipleOf": 0},
+        {"required": "a"},
+        {"required": [1]},
+        {"enum": []},
+        {"enum": {"a": 1}},
+        {"format": 5},
+        {"items": [{}]},
     ],
 )
 def test_what_is_no_schema_is_refused(schema: Any) -> None:
@@ -181,6 +197,14 @@ def test_a_known_draft_is_kept_and_any_other_refused(draft: str) -> None:
     for other in ("https://json-schema.org/draft/next/schema", "draft-07", 7, draft + "x"):
         assert refusal({"$schema": other}) == (GrammarReason.UNSUPPORTED_KEYWORD, "$schema")
     assert refusal({"items": {"$schema": draft}}) == (GrammarReason.UNSUPPORTED_KEYWORD, "$schema")
+
+
+def test_older_drafts_keep_their_own_forms() -> None:
+    old = {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 1, "exclusiveMinimum": True}
+    assert made(old) == old
+    tuples = {"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "string"}]}
+    assert made(tuples) == tuples
+    assert refusal(tuples | {"exclusiveMinimum": True}) == (GrammarReason.NOT_A_SCHEMA, "exclusiveMinimum")
 
 
 def test_depth_number_and_size_are_bounded() -> None:
