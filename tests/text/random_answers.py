@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-LONG_TOKENS = 150  # from here on the sampler takes what ends a value soonest, where that is allowed
-MOST_TOKENS = 4000
+LONG_TOKENS = 60  # from here on the sampler takes what ends a value soonest, where that is allowed
+MOST_TOKENS = 1200
 CLOSES = (b"}", b"]", b'"', b'"}', b'"]', b'"},', b"0", b"e", b"l")  # also ends of `true` and `null`
 
 

@@ -25,7 +25,7 @@ from tests.text.real_schemas import Schema, from_shape, real_schemas
 
 TABLE = Path(__file__).with_name("real_schemas.md")
 ANSWERS = 5
-TRIES = 12
+TRIES = 6
 LEAST_ACCEPTED = 180
 # Of the machine, not of the schema: none may be among the refusals.
 PASSING = {GrammarReason.TIME, GrammarReason.BUSY, GrammarReason.RESOURCES, GrammarReason.UNAVAILABLE}
