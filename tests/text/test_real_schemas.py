@@ -118,7 +118,7 @@ def render(found: list[Row]) -> str:
         "|---|---|---|",
     ]
     for row in found:
-        short = f", {ANSWERS - row.finished} unfinished" if row.finished < ANSWERS else ""
+        short = ", then one too long" if row.finished < ANSWERS else ""
         kept = f"{row.finished - row.invalid} valid{short}"
         outcome = f"refused: {row.refused}" if row.refused else kept
         lines.append(f"| {row.source} | {row.name} | {outcome} |")
