@@ -66,6 +66,10 @@ class Code(enum.StrEnum):
     DEADLINE = "deadline_exceeded"
     KV_EXHAUSTED = "kv_exhausted"
     NUMERICAL = "numerical_error"
+    GRAMMAR_OFF = "grammar_not_available"
+    GRAMMAR_INVALID = "invalid_grammar"
+    GRAMMAR_FAILED = "grammar_failed"
+    GRAMMAR_VIOLATED = "grammar_violated"
     INTERNAL = "internal"
 
 
@@ -154,6 +158,18 @@ TABLE: Final[dict[Code, Rule]] = {
     ),
     Code.NUMERICAL: Rule(
         422, "invalid_request_error", "generation", "no token can be drawn with these settings"
+    ),
+    Code.GRAMMAR_OFF: Rule(
+        400, "invalid_request_error", "validation", "`{param}`: structured output is not available here"
+    ),
+    Code.GRAMMAR_INVALID: Rule(
+        400, "invalid_request_error", "validation", "`{param}` cannot be followed: {reason}"
+    ),
+    Code.GRAMMAR_FAILED: Rule(
+        422, "invalid_request_error", "generation", "the answer could not follow its grammar to the end"
+    ),
+    Code.GRAMMAR_VIOLATED: Rule(
+        500, "server_error", "generation", "the finished answer was not shown to follow its grammar"
     ),
     Code.INTERNAL: Rule(500, "server_error", "generation", "the server failed"),
 }

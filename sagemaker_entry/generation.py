@@ -76,6 +76,7 @@ class GenerationRequest:
     cache_salt: str = field(default="", repr=False)
     stream: bool = False
     prompt_pieces: bool = False
+    grammar_field: str = "response_format"  # where `sampling.grammar` came from, for errors
 
 
 @dataclass(frozen=True, slots=True)

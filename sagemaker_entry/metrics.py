@@ -67,6 +67,8 @@ COUNTERS: Final = (
     "strongroom_requests_failed_total",
     "strongroom_requests_cancelled_total",
     "strongroom_requests_rejected_total",
+    "strongroom_grammar_violations_total",
+    "strongroom_grammar_unjudged_total",
     "strongroom_engine_restarts_total",
     "strongroom_front_restarts_total",
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -43,6 +43,7 @@ _ERRORS: Final = {
     ErrorCode.DRAINING: Code.DRAINING,
     ErrorCode.KV_EXHAUSTED: Code.KV_EXHAUSTED,
     ErrorCode.NUMERICAL: Code.NUMERICAL,
+    ErrorCode.GRAMMAR: Code.GRAMMAR_FAILED,
 }
 
 
@@ -73,6 +74,7 @@ class _ChoiceState:
     logprob_sum: float = 0.0
     last_token_s: float | None = None
     ended: bool = False
+    answer: list[str] = field(default_factory=list, repr=False)  # kept only to be judged
 
 
 @dataclass(slots=True)
@@ -100,8 +102,11 @@ class Run:
         deadline_s: float,
         counts: Counts,
         metrics: Metrics,
+        judge: Callable[[str], None] | None = None,
     ) -> None:
+        """`judge` is given every finished answer that did not end by length; it raises ApiError."""
         self._request = request
+        self._judge = judge
         self._seed = seed
         self._model = model
         self._lifetime = lifetime
@@ -238,8 +243,12 @@ class Run:
         if pieces:
             text = "".join(piece.text for piece in pieces)
             yield TextDelta(index, delta.choice, text, tuple(self._piece(piece) for piece in pieces))
+            if self._judge is not None:
+                choice.answer += (piece.text for piece in pieces if not piece.special)
         reason = self._end(choice, delta.finish)
         if reason is not None:
+            if self._judge is not None and reason is not EndReason.LENGTH:
+                self._judge("".join(choice.answer))
             choice.ended = True
             if delta.finish is None:
                 state.submission.cancel(delta.choice)  # a stop string: the engine would go on

@@ -21,6 +21,7 @@ from container.ranks.submission import EngineBusy, EngineError
 from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.exchange import ClientLeft, Exchange
 from sagemaker_entry.generation import GenerationRequest, ModelLimits
+from sagemaker_entry.grammars import Grammars
 from sagemaker_entry.lifetime import End
 from sagemaker_entry.metrics import Metrics
 from sagemaker_entry.prompts import Tokenizing, output_tokens, token_ids
@@ -67,6 +68,7 @@ class Service:
         self._known: tuple[Welcome, ModelLimits] | None = None
         self.text: Model | None = None
         self._loaded = Event()
+        self.grammars = Grammars(metrics)
         self.special_ids: frozenset[int] = frozenset()
         self.defaults = SamplingParams()
 
@@ -102,6 +104,9 @@ class Service:
         """Tokenize and submit `request`; raises ApiError, or ClientLeft when nobody waits any more."""
         settings, model, limits = self._settings, self.model, self.limits()
         seconds = settings.stream_deadline_s if request.stream else settings.request_deadline_s
+        grammar = request.sampling.grammar
+        if grammar is not None:
+            self.grammars.check(grammar, request.grammar_field, served=reach(self._engine.welcome).grammar)
         seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8), "little")
         prompts = [token_ids(model, prompt, request, limits) for prompt in request.prompts]
         budgets = [output_tokens(len(ids), request.max_tokens, limits) for ids in prompts]
@@ -121,6 +126,7 @@ class Service:
                 exchange.started_s + seconds,
                 exchange.counts,
                 self._metrics,
+                None if grammar is None else self.grammars.judge(grammar),
             )
         except BaseException:
             for _, submission in submitted:

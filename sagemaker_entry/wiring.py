@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import gevent
 from container.ranks.client import EngineClient
 from container.ranks.heartbeat import HeartbeatReader
 from container.text.errors import TextError
+from container.text.grammar_check import GrammarChecker
+from container.text.grammar_errors import GrammarError
 from container.text.model import TextModel
 from sagemaker_entry import log, model_files
 from sagemaker_entry.app import App
@@ -68,7 +70,9 @@ def load(service: Service, model_dir: str, load_text: LoadText) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             files = model_files.read(model_dir)
-            service.ready(load_text(files), model_files.default_sampling(files))
+            text = load_text(files)
+            gevent.spawn(warm, service, files, text)  # runs before whoever waits for the text model
+            service.ready(text, model_files.default_sampling(files))
         except Exception as error:  # noqa: BLE001  whatever it is, without a tokenizer there is no service
             code = error.code.value if isinstance(error, TextError) else type(error).__name__
             log.write("error", "text_model_failed", code=code, attempt=attempt)
@@ -78,6 +82,15 @@ def load(service: Service, model_dir: str, load_text: LoadText) -> None:
         if attempt < ATTEMPTS:
             gevent.sleep(RETRY_S)
     sys.exit(EXIT_UNUSABLE)
+
+
+def warm(service: Service, files: Mapping[str, bytes], text: Model) -> None:
+    """Start the process that checks grammars before the first request needs it."""
+    service.grammars.ready(GrammarChecker(files["tokenizer.json"], text.eos_token_ids))
+    try:
+        service.grammars.start()
+    except GrammarError as error:
+        log.write("warning", "grammars_unavailable", code=error.reason.value)
 
 
 def read_key(path: str | None) -> str | None:

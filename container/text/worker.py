@@ -1,81 +1,44 @@
-"""Child processes that render templates: started, fed, timed, killed and reaped.
+"""Child processes that render templates: started, fed, timed, killed and replaced.
 
-Owns: the pool, the framing on the parent's side, the deadlines.
+Owns: the pool, the deadlines.
 Must not know: what a template or a message is; a reply is text with ranges, or a word.
 Invariant: a call ends within its deadline whatever the child does; a child that missed it is dead and reaped.
 
 Only `socket` and `threading` block here, so a process patched by gevent waits without stopping its other
-requests. `posix_spawn` and not fork: a patched or threaded process must not run Python between fork and exec.
+requests.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import socket
-import sys
 import threading
-import time
-from pathlib import Path
 from typing import Any, Final
 
 from container.text import frames
+from container.text.child import Child, exchange
 from container.text.errors import TextCode, TextError
 
 START_S: Final = 20.0  # interpreter, jinja2 and compilation on a busy machine
 RENDER_S: Final = 3.0  # wall clock; the child's own CPU limit is 1 s
 CHILDREN: Final = 2  # one stuck render must not hold up the rest
 
-_ROOT: Final = str(Path(__file__).resolve().parents[2])
-_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from container.text.sandbox import main; main()"
-_RESET_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 
-
-class _Child:
+class _Child(Child):
     """One sandbox process and our end of its socket."""
 
     def __init__(self, setup: bytes) -> None:
         """Raises TextError when it does not come up or refuses the setup."""
-        self._owner = os.getpid()
-        self._reaped = False
-        ours, theirs = socket.socketpair()
-        with theirs:
-            os.set_blocking(theirs.fileno(), True)  # a socketpair made by gevent does not block
-            self.pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-B", "-c", _BOOT, _ROOT],
-                {},
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
-                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-                ],
-                setpgroup=0,  # a terminal's Ctrl-C is ours to handle
-                setsigmask=(),
-                setsigdef=_RESET_SIGNALS,
-            )
-        self._socket = ours
+        super().__init__("container.text.sandbox")
         if "error" in self.exchange(setup, START_S):
             self.end()
             raise TextError(TextCode.TEMPLATE_FAILED)
 
     def exchange(self, request: bytes, wait_s: float) -> dict[str, Any]:
         """Return the reply to one frame; when TextError is raised the child is gone."""
-        deadline = time.monotonic() + wait_s
-
-        def wait_until_deadline() -> None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError
-            self._socket.settimeout(left_s)
-
         reply = None
         code = TextCode.TEMPLATE_FAILED
         try:
-            wait_until_deadline()
-            frames.send(self._socket, request)
-            reply = frames.receive(self._socket, wait_until_deadline)
+            reply = exchange(self.socket, request, wait_s)
         except TimeoutError:
             code = TextCode.TEMPLATE_TIMEOUT
         except (OSError, ValueError):
@@ -86,31 +49,6 @@ class _Child:
         if reply is None:
             raise TextError(code)
         return reply
-
-    @property
-    def alive(self) -> bool:
-        """False when it ended, or belongs to the process this one was forked from."""
-        if self._reaped or self._owner != os.getpid():
-            return False
-        try:
-            self._reaped = os.waitpid(self.pid, os.WNOHANG) != (0, 0)
-        except ChildProcessError:
-            self._reaped = True
-        return not self._reaped
-
-    def end(self) -> int | None:
-        """Kill and reap; return the signal that ended it, None if none or unknown. Idempotent."""
-        self._socket.close()
-        if self._reaped or self._owner != os.getpid():
-            return None
-        self._reaped = True  # the id may name another process from here on
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        try:
-            status = os.waitpid(self.pid, 0)[1]
-        except ChildProcessError:
-            return None
-        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
 
 
 class Renderer:

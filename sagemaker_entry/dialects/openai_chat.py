@@ -6,14 +6,16 @@ Invariant: a field is honoured, listed as asking nothing, or refused by name; `c
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any, Final
 
 from sagemaker_entry.dialects.fields import Fields, invalid_type, invalid_value
 from sagemaker_entry.dialects.openai_chat_reply import ChatPresenter
-from sagemaker_entry.dialects.openai_fields import read_sampling, read_shared, read_text_format
+from sagemaker_entry.dialects.openai_fields import read_sampling, read_shared
 from sagemaker_entry.dialects.openai_messages import read_messages, read_tools
 from sagemaker_entry.dialects.presenter import Parsed, ParseOptions
+from sagemaker_entry.dialects.response_format import check_combination, read_response_format
 from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.generation import ChatPrompt, GenerationRequest, ModelLimits
 
@@ -69,13 +71,15 @@ def parse(body: dict[str, Any], options: ParseOptions) -> Parsed:
     fields.refuse(UNSUPPORTED)
     _refuse_modalities(fields)
     read_tools(fields)
-    read_text_format(fields)
+    grammar = read_response_format(fields)
     max_tokens = _max_tokens(fields, limits)
     shared = read_shared(fields, limits, max_tokens)
     top_logprobs = _top_logprobs(fields, limits)
     request = GenerationRequest(
         prompts=(_prompt(fields, options),),
-        sampling=read_sampling(fields, limits, top_logprobs=top_logprobs),
+        sampling=dataclasses.replace(
+            read_sampling(fields, limits, top_logprobs=top_logprobs), grammar=grammar
+        ),
         seed=shared.seed,
         model=shared.model,
         max_tokens=max_tokens,
@@ -91,6 +95,7 @@ def parse(body: dict[str, Any], options: ParseOptions) -> Parsed:
         stream=shared.stream,
     )
     fields.finish()
+    check_combination(request)
     presenter = ChatPresenter(
         choices=shared.choices, logprobs=top_logprobs is not None, include_usage=shared.include_usage
     )

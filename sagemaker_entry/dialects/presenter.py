@@ -169,6 +169,10 @@ def tgi_error(error: ApiError) -> dict[str, str]:
 
 def _tgi_message(error: ApiError) -> str:
     """Return TGI's own sentence where it has one for this rule."""
+    if error.code is Code.GRAMMAR_OFF:
+        return "grammar is not supported"
+    if error.code is Code.GRAMMAR_INVALID:
+        return f"grammar is not valid: {error.numbers['reason']}"
     if error.code is not Code.CONTEXT_LENGTH:
         return error.message
     given, limit = error.numbers["prompt_tokens"], error.numbers["limit"]

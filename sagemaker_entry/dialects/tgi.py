@@ -9,6 +9,7 @@ top_p < 1, typical_p < 1 means sampling whatever `do_sample` says; a matched sto
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from sagemaker_entry.dialects.bounds import (
 from sagemaker_entry.dialects.choose import Route
 from sagemaker_entry.dialects.fields import Fields, check_strings, invalid_type, invalid_value, unsupported
 from sagemaker_entry.dialects.presenter import Parsed, ParseOptions
+from sagemaker_entry.dialects.response_format import check_combination, read_grammar
 from sagemaker_entry.dialects.tgi_reply import TgiPresenter
 from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.generation import GenerationRequest, ModelLimits, TextPrompt
@@ -80,7 +82,9 @@ def parse(route: Route, body: dict[str, Any], options: ParseOptions) -> Parsed:
         truncate_tokens=read.truncate,
         stream=stream,
         prompt_pieces=read.prefill,
+        grammar_field="grammar",
     )
+    check_combination(request)
     presenter = TgiPresenter(
         prompt=inputs if full_text else "",
         listed=route in _PIPELINE_ROUTES,
@@ -110,11 +114,14 @@ def _parameters(fields: Fields, options: ParseOptions, *, sample_always: bool, s
     if seed is not None and best_of > 1:
         raise _rule("seed", "`seed` must not be set when `best_of` > 1")
     read = _Parameters(
-        sampling=_sampling(
-            fields,
-            do_sample=do_sample,
-            top_logprobs=top_tokens if reports_logprobs else None,
-            prompt_logprobs=0 if prefill else None,
+        sampling=dataclasses.replace(
+            _sampling(
+                fields,
+                do_sample=do_sample,
+                top_logprobs=top_tokens if reports_logprobs else None,
+                prompt_logprobs=0 if prefill else None,
+            ),
+            grammar=read_grammar(fields),
         ),
         seed=seed,
         max_tokens=_max_new_tokens(fields, limits),
@@ -131,8 +138,6 @@ def _parameters(fields: Fields, options: ParseOptions, *, sample_always: bool, s
 
 
 def _refuse_unserved(fields: Fields) -> None:
-    if fields.value("grammar") is not None:
-        raise _rule("grammar", "grammar is not supported")
     if fields.boolean("watermark"):
         raise unsupported("watermark")
     fields.refuse(("adapter_id",))

@@ -27,6 +27,7 @@ FILL: dict[str, Any] = {
     "expected": "an integer",
     "rule": "small",
     "shape": "Cohere chat",
+    "reason": "it is too large",
 }
 
 

@@ -188,12 +188,6 @@ def test_what_is_absent_comes_from_the_model(route: Route, make: Make) -> None:
         ("A38", {"__class__": 5}, Code.UNKNOWN_FIELD),
         ("A38", {"constructor": {}}, Code.UNKNOWN_FIELD),
         ("A38", {f"k{i}": 1 for i in range(10_000)}, Code.TOO_MANY_KEYS),
-        ("A75", {"response_format": {"type": "json_object"}}, Code.UNSUPPORTED_FIELD),
-        (
-            "A75",
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
-            Code.UNSUPPORTED_FIELD,
-        ),
         ("A75", {"response_format": {"type": "grammar"}}, Code.INVALID_VALUE),
         ("A75", {"response_format": {}}, Code.MISSING_FIELD),
         ("A75", {"response_format": "text"}, Code.INVALID_TYPE),

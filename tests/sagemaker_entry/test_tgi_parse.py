@@ -206,7 +206,10 @@ def test_logprobs_are_asked_for_where_the_reply_shows_or_ranks_them(
         ({"truncate": 2001}, "`truncate` must be strictly positive and less than 2000. Given: 2001"),
         ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
         ({"top_n_tokens": -1}, "`top_n_tokens` must be >= 0 and <= 5. Given: -1"),
-        ({"grammar": {"type": "json", "value": {}}}, "grammar is not supported"),
+        (
+            {"grammar": {"type": "json", "value": {}}},
+            "grammar is not valid: Grammar must have a 'properties' field",
+        ),
         ({"watermark": True}, "`watermark` is not supported"),
         ({"adapter_id": "x"}, "`adapter_id` is not supported"),
         ({"seed": -1}, "`seed` must be from 0 to 18446744073709551615"),
