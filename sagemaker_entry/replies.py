@@ -131,7 +131,11 @@ class Replies:
 
     def _options(self) -> ParseOptions:
         refuse = self._settings.unknown_fields == "refuse"
-        return ParseOptions(self._service.limits(), "refuse" if refuse else "ignore")
+        return ParseOptions(
+            self._service.limits(),
+            "refuse" if refuse else "ignore",
+            tool_format=self._service.tool_format,
+        )
 
     def _context(self, exchange: Exchange, dialect: Dialect) -> ReplyContext:
         return ReplyContext(

@@ -15,9 +15,10 @@ from typing import Protocol, TypeVar
 
 from gevent.event import Event
 
-from container.engine.request import SamplingParams
+from container.engine.request import Grammar, SamplingParams
 from container.ranks.messages import Welcome
 from container.ranks.submission import EngineBusy, EngineError
+from container.text.tool_format import ToolFormat
 from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.exchange import ClientLeft, Exchange
 from sagemaker_entry.generation import GenerationRequest, ModelLimits
@@ -28,9 +29,12 @@ from sagemaker_entry.run import DOWN_RETRY_S, AnswerModel, Run, Submitted
 from sagemaker_entry.settings import Settings
 
 T = TypeVar("T")
+# Raises ApiError when a grammar, from the field of that name, cannot be followed.
+GrammarCheck = Callable[[Grammar, str], None]
 
 WELCOME_WAIT_S = 1.0
 BUSY_RETRY_S = 1
+REFUSED_STATUS = 400  # the grammar itself is at fault; an overloaded check is no reason to follow another
 TEXT_WAIT_S = 10.0  # a replaced worker loads its text model in about a second
 
 
@@ -56,6 +60,9 @@ class Engine(Protocol):
 class Model(Tokenizing, AnswerModel, Protocol):
     """What of TextModel is used here."""
 
+    @property
+    def tool_format(self) -> ToolFormat: ...
+
 
 class Service:
     """Starts runs. `text` is given once it has loaded."""
@@ -68,6 +75,7 @@ class Service:
         self.text: Model | None = None
         self._loaded = Event()
         self.special_ids: frozenset[int] = frozenset()
+        self.check_grammar: GrammarCheck = accept_grammar
         self.defaults = SamplingParams()
 
     def ready(self, text: Model, defaults: SamplingParams) -> None:
@@ -94,6 +102,12 @@ class Service:
             self._known = (welcome, self._limits(welcome))
         return self._known[1]
 
+    def tool_format(self) -> ToolFormat:
+        """Return how the model calls tools; raises ApiError LOADING, without waiting."""
+        if self.text is None:
+            raise ApiError(Code.LOADING, retry_after_s=DOWN_RETRY_S)
+        return self.text.tool_format
+
     def running_limit(self) -> int:
         """Return how many sequences the engine runs at once."""
         return reach(self._engine.welcome).running_limit
@@ -102,6 +116,7 @@ class Service:
         """Tokenize and submit `request`; raises ApiError, or ClientLeft when nobody waits any more."""
         settings, model, limits = self._settings, self.model, self.limits()
         seconds = settings.stream_deadline_s if request.stream else settings.request_deadline_s
+        request = with_followed_grammar(request, self.check_grammar)
         seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8), "little")
         prompts = [token_ids(model, prompt, request, limits) for prompt in request.prompts]
         budgets = [output_tokens(len(ids), request.max_tokens, limits) for ids in prompts]
@@ -154,7 +169,28 @@ class Service:
             max_tgi_stop_strings=settings.max_stop_sequences,
             max_top_tokens=settings.max_top_n_tokens,
             default_sampling=self.defaults,
+            grammar=welcome.grammar,
         )
+
+
+def accept_grammar(grammar: Grammar, field: str) -> None:
+    """Check nothing: the engine refuses what it cannot follow."""
+
+
+def with_followed_grammar(request: GenerationRequest, check: GrammarCheck) -> GenerationRequest:
+    """Return `request` with the grammar that `check` passes, its own or its fallback; raises ApiError."""
+    grammar, fallback = request.sampling.grammar, request.grammar_fallback
+    if grammar is None:
+        return request
+    try:
+        check(grammar, request.grammar_field)
+    except ApiError as error:
+        if fallback is None or error.status != REFUSED_STATUS:
+            raise
+    else:
+        return request
+    check(fallback, request.grammar_field)
+    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, grammar=fallback))
 
 
 def reach(call: Callable[[], T]) -> T:

@@ -85,7 +85,10 @@ class ToolCallParser:
         """Take a control token that is one of the format's marks; `shown` is what a client sees of it."""
         form = self._form
         if mark == form.begin:
-            self._abandon()
+            if self._state in (self._close, self._list_next):
+                self._replay(0)
+            elif self._state not in (self._content, self._start):
+                self._abandon()
             if self.calls < self._most:
                 spaces, self._held = self._held, ""
                 self._begin(spaces + shown)
