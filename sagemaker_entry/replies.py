@@ -131,6 +131,7 @@ class Replies:
 
     def _options(self) -> ParseOptions:
         refuse = self._settings.unknown_fields == "refuse"
+        self._service.await_text()  # here, because parsing may be in a thread that must not wait
         return ParseOptions(
             self._service.limits(),
             "refuse" if refuse else "ignore",

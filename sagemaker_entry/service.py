@@ -89,11 +89,15 @@ class Service:
     @property
     def model(self) -> Model:
         """The text model, waited for while this worker is new; raises ApiError LOADING."""
-        if self.text is None:
-            self._loaded.wait(TEXT_WAIT_S)
+        self.await_text()
         if self.text is None:
             raise ApiError(Code.LOADING, retry_after_s=DOWN_RETRY_S)
         return self.text
+
+    def await_text(self) -> None:
+        """Wait while this worker is new; call from the event loop's own thread."""
+        if self.text is None:
+            self._loaded.wait(TEXT_WAIT_S)
 
     def limits(self) -> ModelLimits:
         """Return what requests are validated against; raises ApiError when the engine does not answer."""
@@ -103,7 +107,7 @@ class Service:
         return self._known[1]
 
     def tool_format(self) -> ToolFormat:
-        """Return how the model calls tools; raises ApiError LOADING, without waiting."""
+        """Return how the model calls tools; raises ApiError LOADING. Does not wait: any thread may ask."""
         if self.text is None:
             raise ApiError(Code.LOADING, retry_after_s=DOWN_RETRY_S)
         return self.text.tool_format

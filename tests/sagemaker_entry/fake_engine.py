@@ -151,7 +151,7 @@ class FakeEngine:
         for message, _ in channel.read():
             if isinstance(message, Hello):
                 channel.send(
-                    frame(Welcome(message.schema, SEQUENCE_TOKENS, 260, 8, "native", None, True, False))
+                    frame(Welcome(message.schema, SEQUENCE_TOKENS, 260, 8, "native", None, True, True))
                 )
             elif isinstance(message, Add):
                 self.seen["adds"] += 1
