@@ -46,6 +46,7 @@ class Code(enum.StrEnum):
     CONTROL_TOKEN = "control_token"
     TEMPLATE_FAILED = "template_failed"
     NO_TEMPLATE = "no_chat_template"
+    TOOLS_UNSUPPORTED = "tools_unsupported"
     MODEL_NOT_FOUND = "model_not_found"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -121,6 +122,13 @@ TABLE: Final[dict[Code, Rule]] = {
         400, "invalid_request_error", "template_error", "the chat template refused these messages"
     ),
     Code.NO_TEMPLATE: Rule(400, "invalid_request_error", "template_error", "this model has no chat template"),
+    Code.TOOLS_UNSUPPORTED: Rule(
+        400,
+        "invalid_request_error",
+        "template_error",
+        "this model's chat template writes no tool calls that can be told from text; "
+        "`tool_choice` can be `none`, `required` or a function",
+    ),
     Code.MODEL_NOT_FOUND: Rule(404, "invalid_request_error", "validation", "this model is not served here"),
     Code.NOT_FOUND: Rule(404, "invalid_request_error", "validation", "no such route"),
     Code.METHOD_NOT_ALLOWED: Rule(

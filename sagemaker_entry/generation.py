@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from container.engine.request import SamplingParams
+from container.engine.request import Grammar, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class GenerationRequest:
     stream: bool = False
     prompt_pieces: bool = False
     grammar_field: str = "response_format"  # where `sampling.grammar` came from, for errors
+    grammar_fallback: Grammar | None = None  # followed instead where that grammar cannot be
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,4 +220,5 @@ class ModelLimits:
     # Names that unmodified clients send when they were given only a URL (huggingface_hub: "dummy").
     model_aliases: tuple[str, ...] = ("dummy", "tgi")
     max_messages: int = 2048
+    grammar: bool = False  # the engine can hold answers to a grammar
     default_sampling: SamplingParams = field(default_factory=SamplingParams)  # the model's generation_config

@@ -131,7 +131,12 @@ class Replies:
 
     def _options(self) -> ParseOptions:
         refuse = self._settings.unknown_fields == "refuse"
-        return ParseOptions(self._service.limits(), "refuse" if refuse else "ignore")
+        self._service.await_text()  # here, because parsing may be in a thread that must not wait
+        return ParseOptions(
+            self._service.limits(),
+            "refuse" if refuse else "ignore",
+            tool_format=self._service.tool_format,
+        )
 
     def _context(self, exchange: Exchange, dialect: Dialect) -> ReplyContext:
         return ReplyContext(

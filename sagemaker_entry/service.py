@@ -15,9 +15,10 @@ from typing import Protocol, TypeVar
 
 from gevent.event import Event
 
-from container.engine.request import SamplingParams
+from container.engine.request import Grammar, SamplingParams
 from container.ranks.messages import Welcome
 from container.ranks.submission import EngineBusy, EngineError
+from container.text.tool_format import ToolFormat
 from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.exchange import ClientLeft, Exchange
 from sagemaker_entry.generation import GenerationRequest, ModelLimits
@@ -29,9 +30,12 @@ from sagemaker_entry.run import DOWN_RETRY_S, AnswerModel, Run, Submitted
 from sagemaker_entry.settings import Settings
 
 T = TypeVar("T")
+# Raises ApiError when a grammar, from the field of that name, cannot be followed.
+GrammarCheck = Callable[[Grammar, str], None]
 
 WELCOME_WAIT_S = 1.0
 BUSY_RETRY_S = 1
+REFUSED_STATUS = 400  # the grammar itself is at fault; an overloaded check is no reason to follow another
 TEXT_WAIT_S = 10.0  # a replaced worker loads its text model in about a second
 
 
@@ -56,6 +60,9 @@ class Engine(Protocol):
 
 class Model(Tokenizing, AnswerModel, Protocol):
     """What of TextModel is used here."""
+
+    @property
+    def tool_format(self) -> ToolFormat: ...
 
 
 class Service:
@@ -83,11 +90,15 @@ class Service:
     @property
     def model(self) -> Model:
         """The text model, waited for while this worker is new; raises ApiError LOADING."""
-        if self.text is None:
-            self._loaded.wait(TEXT_WAIT_S)
+        self.await_text()
         if self.text is None:
             raise ApiError(Code.LOADING, retry_after_s=DOWN_RETRY_S)
         return self.text
+
+    def await_text(self) -> None:
+        """Wait while this worker is new; call from the event loop's own thread."""
+        if self.text is None:
+            self._loaded.wait(TEXT_WAIT_S)
 
     def limits(self) -> ModelLimits:
         """Return what requests are validated against; raises ApiError when the engine does not answer."""
@@ -95,6 +106,12 @@ class Service:
         if self._known is None or self._known[0] is not welcome:
             self._known = (welcome, self._limits(welcome))
         return self._known[1]
+
+    def tool_format(self) -> ToolFormat:
+        """Return how the model calls tools; raises ApiError LOADING. Does not wait: any thread may ask."""
+        if self.text is None:
+            raise ApiError(Code.LOADING, retry_after_s=DOWN_RETRY_S)
+        return self.text.tool_format
 
     def running_limit(self) -> int:
         """Return how many sequences the engine runs at once."""
@@ -104,9 +121,11 @@ class Service:
         """Tokenize and submit `request`; raises ApiError, or ClientLeft when nobody waits any more."""
         settings, model, limits = self._settings, self.model, self.limits()
         seconds = settings.stream_deadline_s if request.stream else settings.request_deadline_s
+        served = reach(self._engine.welcome).grammar
+        request = with_followed_grammar(
+            request, lambda grammar, field: self.grammars.check(grammar, field, served=served)
+        )
         grammar = request.sampling.grammar
-        if grammar is not None:
-            self.grammars.check(grammar, request.grammar_field, served=reach(self._engine.welcome).grammar)
         seed = request.seed if request.seed is not None else int.from_bytes(os.urandom(8), "little")
         prompts = [token_ids(model, prompt, request, limits) for prompt in request.prompts]
         budgets = [output_tokens(len(ids), request.max_tokens, limits) for ids in prompts]
@@ -160,7 +179,24 @@ class Service:
             max_tgi_stop_strings=settings.max_stop_sequences,
             max_top_tokens=settings.max_top_n_tokens,
             default_sampling=self.defaults,
+            grammar=welcome.grammar,
         )
+
+
+def with_followed_grammar(request: GenerationRequest, check: GrammarCheck) -> GenerationRequest:
+    """Return `request` with the grammar that `check` passes, its own or its fallback; raises ApiError."""
+    grammar, fallback = request.sampling.grammar, request.grammar_fallback
+    if grammar is None:
+        return request
+    try:
+        check(grammar, request.grammar_field)
+    except ApiError as error:
+        if fallback is None or error.status != REFUSED_STATUS:
+            raise
+    else:
+        return request
+    check(fallback, request.grammar_field)
+    return dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, grammar=fallback))
 
 
 def reach(call: Callable[[], T]) -> T:

@@ -31,6 +31,7 @@ from container.text.errors import TextCode, TextError, fenced
 from container.text.files import TextFiles
 from container.text.segments import ControlMatcher
 from container.text.template import ChatTemplate, Rendered
+from container.text.tool_format import NO_TOOLS, ToolFormat, learn, with_short_ids
 from container.text.vocabulary import Vocabulary
 
 
@@ -50,6 +51,7 @@ class TextModel:
         self._template = ChatTemplate(files.templates, files.named) if files.templates else None
         if self._template is not None:
             self._check_template(self._template)
+        self._tool_format = self._learn_tools()
 
     @classmethod
     def load(cls, files: Mapping[str, bytes]) -> TextModel:
@@ -94,6 +96,26 @@ class TextModel:
         if self._matcher.cuts(probe.text, probe.trusted) != every:
             template.close()
             raise TextError(TextCode.TEMPLATE_UNSAFE)
+
+    def _learn_tools(self) -> ToolFormat:
+        template = self._template
+        if template is None:
+            return NO_TOOLS
+        tokens = {control.content: control.id for control in self._vocabulary.controls}
+        spoken = [control.id for control in self._vocabulary.controls if not control.special]
+
+        def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str | None:
+            try:
+                return template.render(messages, tools).text
+            except TextError:
+                return None
+
+        return learn(render, tokens.get, spoken)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How this model calls tools, as its template writes it."""
+        return self._tool_format
 
     @property
     def control_ids(self) -> frozenset[int]:
@@ -183,7 +205,7 @@ class TextModel:
         if self._template is None:
             raise TextError(TextCode.NO_TEMPLATE)
         return self._template.render(
-            messages,
+            with_short_ids(messages) if self._tool_format.short_ids else messages,
             tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,

@@ -72,7 +72,7 @@ ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
 def schema_text(schema: object, *, closed: bool) -> str:
     """Return `schema` as the text of a grammar.
 
-    `closed` forbids properties that are not listed wherever a schema lists some and does not say otherwise.
+    `closed` forbids properties that are not listed wherever a schema has `properties`, none among them, and does not say otherwise.
     Raises GrammarError.
     """
     if not isinstance(schema, dict):
@@ -122,7 +122,7 @@ class _Reader:
             for keyword, value in schema.items()
             if not _says_nothing(keyword, value)
         }
-        if self._closed and made.get("properties") and "additionalProperties" not in made:
+        if self._closed and "properties" in made and "additionalProperties" not in made:
             made["additionalProperties"] = False
         return made
 

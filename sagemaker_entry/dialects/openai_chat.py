@@ -13,7 +13,9 @@ from typing import Any, Final
 from sagemaker_entry.dialects.fields import Fields, invalid_type, invalid_value
 from sagemaker_entry.dialects.openai_chat_reply import ChatPresenter
 from sagemaker_entry.dialects.openai_fields import read_sampling, read_shared
-from sagemaker_entry.dialects.openai_messages import read_messages, read_tools
+from sagemaker_entry.dialects.openai_messages import read_messages
+from sagemaker_entry.dialects.openai_tool_reply import ToolChatPresenter
+from sagemaker_entry.dialects.openai_tools import ToolUse, read_tools
 from sagemaker_entry.dialects.presenter import Parsed, ParseOptions
 from sagemaker_entry.dialects.response_format import check_combination, read_response_format
 from sagemaker_entry.errors import ApiError, Code
@@ -70,13 +72,13 @@ def parse(body: dict[str, Any], options: ParseOptions) -> Parsed:
     limits = options.limits
     fields.refuse(UNSUPPORTED)
     _refuse_modalities(fields)
-    read_tools(fields)
+    tools = read_tools(fields, options)
     grammar = read_response_format(fields)
     max_tokens = _max_tokens(fields, limits)
     shared = read_shared(fields, limits, max_tokens)
     top_logprobs = _top_logprobs(fields, limits)
     request = GenerationRequest(
-        prompts=(_prompt(fields, options),),
+        prompts=(_prompt(fields, options, tools),),
         sampling=dataclasses.replace(
             read_sampling(fields, limits, top_logprobs=top_logprobs), grammar=grammar
         ),
@@ -96,13 +98,17 @@ def parse(body: dict[str, Any], options: ParseOptions) -> Parsed:
     )
     fields.finish()
     check_combination(request)
-    presenter = ChatPresenter(
-        choices=shared.choices, logprobs=top_logprobs is not None, include_usage=shared.include_usage
-    )
-    return Parsed(request, presenter)
+    wording: dict[str, Any] = {
+        "choices": shared.choices,
+        "logprobs": top_logprobs is not None,
+        "include_usage": shared.include_usage,
+    }
+    if tools is None:
+        return Parsed(request, ChatPresenter(**wording))
+    return Parsed(tools.hold(request), ToolChatPresenter(**wording, tools=tools))
 
 
-def _prompt(fields: Fields, options: ParseOptions) -> ChatPrompt:
+def _prompt(fields: Fields, options: ParseOptions, tools: ToolUse | None) -> ChatPrompt:
     messages = read_messages(fields, options)
     continues = bool(fields.boolean("continue_final_message"))
     adds = fields.boolean("add_generation_prompt")
@@ -116,6 +122,7 @@ def _prompt(fields: Fields, options: ParseOptions) -> ChatPrompt:
         raise invalid_value("continue_final_message", "used with a last message of `assistant` that has text")
     return ChatPrompt(
         messages=messages,
+        tools=() if tools is None else tools.shown,
         add_generation_prompt=not continues if adds is None else adds,
         continue_final_message=continues,
         template_kwargs=_template_kwargs(fields),

@@ -1,4 +1,4 @@
-"""Chat messages and tools of the OpenAI shape, checked into plain mappings for the chat template.
+"""Chat messages of the OpenAI shape, checked into plain mappings for the chat template.
 
 Owns: roles, content parts, tool calls, their order rules. Must not know: templates, tokens.
 Invariant: a returned message has a role of the list, plain-string content (or tool calls), and bounded names;
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sagemaker_entry import strict_json
 from sagemaker_entry.dialects.bounds import check_prompt_bytes, utf8_bytes
-from sagemaker_entry.dialects.fields import Fields, invalid_type, invalid_value, missing, unsupported
+from sagemaker_entry.dialects.fields import Fields, invalid_type, invalid_value, missing
 from sagemaker_entry.dialects.presenter import ParseOptions, encode
 from sagemaker_entry.errors import ApiError
 
@@ -23,8 +23,6 @@ CALL_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 CALL_ID_RULE: Final = "1 to 128 letters, digits, `_`, `.`, `:` or `-`"
 MAX_PARTS: Final = 2048  # content parts of one message
 MAX_TOOL_CALLS: Final = 128
-MAX_TOOLS: Final = 128  # OpenAI's
-MAX_DESCRIPTION_CHARS: Final = 32_768
 
 
 def read_messages(fields: Fields, options: ParseOptions) -> tuple[dict[str, Any], ...]:
@@ -47,29 +45,6 @@ def read_messages(fields: Fields, options: ParseOptions) -> tuple[dict[str, Any]
     if all(message["role"] == "system" for message in messages):
         raise invalid_value("messages", "a list with at least one message that is not `system`")
     return tuple(messages)
-
-
-def read_tools(fields: Fields) -> None:
-    """Take `tools`, `tool_choice` and `parallel_tool_calls`.
-
-    Tools are checked, and dropped when `tool_choice` is `none`, which is what it means; calling them is not
-    served yet and refused by name.
-    """
-    items = fields.items("tools", high=MAX_TOOLS) or []
-    fields.boolean("parallel_tool_calls")
-    names: set[str] = set()
-    for index, item in enumerate(items):
-        name = _tool_name(fields.inner(item, f"tools[{index}]"))
-        if name in names:
-            raise invalid_value(f"tools[{index}].function.name", "unique")
-        names.add(name)
-    wanted = fields.value("tool_choice")
-    if wanted is not None and not isinstance(wanted, (str, dict)):
-        raise invalid_type("tool_choice", "a string or an object")
-    if wanted is not None and wanted != "none":
-        raise unsupported("tool_choice")
-    if items and wanted is None:
-        raise unsupported("tools")
 
 
 def _message(fields: Fields, calls: set[str]) -> dict[str, Any]:
@@ -169,26 +144,6 @@ def _arguments(function: Fields) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise invalid_value(function.name("arguments"), "a JSON object in a string")
     return parsed
-
-
-def _tool_name(fields: Fields) -> str:
-    """Check one offered tool and return its name."""
-    if fields.choice("type", ("function",)) is None:
-        raise missing(fields.name("type"))
-    function = fields.nested("function")
-    if function is None:
-        raise missing(fields.name("function"))
-    name = function.text("name", pattern=NAME, rule=NAME_RULE)
-    if name is None:
-        raise missing(function.name("name"))
-    description = function.text("description")
-    if description is not None and len(description) > MAX_DESCRIPTION_CHARS:
-        raise invalid_value(function.name("description"), f"at most {MAX_DESCRIPTION_CHARS} characters")
-    function.mapping("parameters")
-    function.boolean("strict")
-    function.finish()
-    fields.finish()
-    return name
 
 
 def _text_bytes(message: dict[str, Any]) -> int:

@@ -13,11 +13,13 @@ A presenter belongs to one reply and, while streaming, remembers what it needs o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from container.text.tool_format import NO_TOOLS, ToolFormat
 from sagemaker_entry.dialects.choose import Dialect
 from sagemaker_entry.dialects.fields import UnknownFields
 from sagemaker_entry.errors import ApiError, Code
@@ -101,6 +103,8 @@ class ParseOptions:
     # TGI answers prompt and continuation on `/` and `/invocations` when the hub calls the model a
     # text-generation one or says nothing; on `/generate` only what is new.
     full_text_by_default: bool = True
+    # How the model calls tools; asked only for a body that offers some. Raises ApiError while it loads.
+    tool_format: Callable[[], ToolFormat] = lambda: NO_TOOLS
 
 
 def encode(value: Any) -> bytes:

@@ -5,6 +5,7 @@ It answers with the prompt's own tokens, over and over. Words in the prompt stee
     wait=50      milliseconds between tokens         eos=3     end of sequence after 3 tokens
     error=CODE   an error delta ...                  at=2      ... after 2 tokens
     die=2        the process ends after 2 tokens     full=1    refused: queue full, retry after 7 s
+    say=HEX      these tokens, four digits each, then end of sequence, instead of the prompt's
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class FakeRequest:
         self.prompt = list(array("i", add.prompt))
         text = bytes(token for token in self.prompt if token < 256).decode("latin-1")
         self.words = dict(re.findall(r"(\w+)=(\w+)", text))
+        digits = self.words.get("say", "")
+        self.script = [int(digits[i : i + 4], 16) for i in range(0, len(digits), 4)]
         self.made = 0
         self.open = list(range(add.choices))
         self.due_s = time.monotonic()
@@ -53,7 +56,10 @@ class FakeRequest:
         if "full" in self.words:
             return [self._delta(c, [], error="queue_full", retry_after_s=7) for c in self._choices()], True
         ends = "eos" in self.words and self.made == self.number("eos", 0) and EOS in self.add.stop_token_ids
-        token = EOS if ends else self.prompt[self.made % len(self.prompt)]
+        if self.script:
+            ends = self.made == len(self.script)
+        source = self.script or self.prompt
+        token = EOS if ends else source[self.made % len(source)]
         self.made += 1
         self.due_s += self.number("wait", 0) / 1000
         full = self.made >= self.add.max_tokens

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,17 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in kept else chr(256 + others.index(byte)) for byte in range(256)]
 
 
-def write_model(directory: Path) -> Path:
-    """Write the text files of a model whose token ids are the bytes of the text; return `directory`."""
+def write_model(directory: Path, template: str = TEMPLATE, controls: Sequence[str] = ()) -> Path:
+    """Write the text files of a model whose token ids are the bytes of the text; return `directory`.
+
+    `controls` are more control tokens, from id 258 on; like all of them they leave no text.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     special = [
         {"id": 256, "content": "<|im_start|>", "special": True},
         {"id": 257, "content": "<|im_end|>", "special": True},
     ]
+    special += [{"id": 258 + i, "content": text, "special": True} for i, text in enumerate(controls)]
     for token in special:
         token |= {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -57,7 +61,7 @@ def write_model(directory: Path) -> Path:
         },
     }
     (directory / "tokenizer.json").write_text(json.dumps(document))
-    config = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    config = {"eos_token": "<|im_end|>", "chat_template": template}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     (directory / "config.json").write_text(json.dumps({"eos_token_id": 257}))
     return directory
@@ -86,6 +90,8 @@ class Server:
         fault: str = "NONE",
         nofile: int = 0,
         front: str = "real",
+        template: str = TEMPLATE,
+        controls: Sequence[str] = (),
         **environment: str,
     ) -> None:
         self.directory = directory
@@ -101,7 +107,7 @@ class Server:
         }
         self._arguments = [part for name, value in steering.items() for part in (f"--{name}", str(value))]
         self._environment = {
-            "STRONGROOM_MODEL": str(write_model(directory / "model")),
+            "STRONGROOM_MODEL": str(write_model(directory / "model", template, controls)),
             "STRONGROOM_HOST": "127.0.0.1",
             "STRONGROOM_PORT": "0",
             "STRONGROOM_LOG_LEVEL": "debug",

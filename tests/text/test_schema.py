@@ -156,7 +156,7 @@ def test_references_that_only_lead_to_each_other_are_refused() -> None:
     assert refusal({"$ref": "#"}) == (GrammarReason.REFERENCE, "$ref")
 
 
-def test_closing_leaves_open_what_says_so_and_what_lists_nothing() -> None:
+def test_closing_leaves_open_what_says_so_and_what_names_no_properties() -> None:
     schema = {
         "properties": {
             "map": {"type": "object"},
@@ -171,7 +171,7 @@ def test_closing_leaves_open_what_says_so_and_what_lists_nothing() -> None:
     assert inner["map"] == {"type": "object"}
     assert inner["open"]["additionalProperties"] is True
     assert inner["list"]["items"]["additionalProperties"] is False
-    assert "additionalProperties" not in inner["empty"]
+    assert inner["empty"]["additionalProperties"] is False
     assert made(schema) == schema, "nothing is closed unasked"
 
 
