@@ -153,6 +153,7 @@ class KVCache:
         self._dtype = dtype
         self._limits = limits
         self._largest = limits.held_tokens(None)
+        self._windowed = any(layer.window is not None for layer in layers)
         self._shelves: dict[int, list[Shelf]] = {}
         self._places: dict[int, Place] = {}
         self._store: dict[int, list[Tensor]] = {}
@@ -183,7 +184,7 @@ class KVCache:
 
         Raises KVBudgetExceeded when the running sequences together would not fit.
         """
-        step = self._limits.step_tokens
+        step = self._limits.step_tokens if self._windowed else None  # rings only depend on it
         assert step is None or tokens - self.written(slot) <= step, "a step adds more than was promised"
         return self._place(slot, tokens)
 
