@@ -107,9 +107,7 @@ def _group(config: EngineConfig, place: Place) -> Group:
 
 
 def runner_config(config: EngineConfig, ranks: int) -> RunnerConfig:
-    """Return what each of `ranks` ranks on this machine is told: its share of the cores and of the memory
-    set.
-    """
+    """Return what each of `ranks` ranks on this machine is told, with its share of the cores."""
     from container.model.shape import RunnerConfig, compute_threads, physical_cores
 
     threads = config.threads
@@ -119,7 +117,7 @@ def runner_config(config: EngineConfig, ranks: int) -> RunnerConfig:
         sequence_tokens=config.sequence_tokens,
         running_limit=config.running_limit,
         step_tokens=config.step_tokens,
-        kv_mib=None if config.kv_mib is None else max(1, config.kv_mib // ranks),
+        kv_mib=config.kv_mib,  # of all ranks; the model divides it as it divides the heads
         block_tokens=config.block_tokens,
         prefix_cache=config.prefix_cache,
         compat=config.compat,
