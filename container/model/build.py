@@ -2,7 +2,8 @@
 
 Owns: the order of starting up, the choice between native and compat, what is told about the model.
 Must not know: processes, environment variables, HTTP.
-Invariant: native only after both probes passed; otherwise compat, with the reason, or a refusal.
+Invariant: native only after both probes passed; otherwise compat, with the reason, or a refusal. A model held
+by several ranks runs natively or not at all.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from container.engine.step import Capacity, Runner
-from container.model import probe, shape
+from container.model import division, probe, shape
 from container.model.compat import CompatRunner, PlainModel
+from container.model.group import Group
 from container.model.kv_cache import KVCache, LayerShape
-from container.model.load import LoadedModel, load, quiet, read_config
+from container.model.load import LoadedModel, load, quiet, read_config, untouched
 from container.model.packed import PackedModel
 from container.model.probe import Measured, ProbeFailed, ProbeReason
-from container.model.runner import NativeRunner, Scorer, SlotSampler
+from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler
 from container.model.shape import RunnerConfig, Sizes
+from container.model.shard import Finish
 from container.model.source import ModelSource
 
 LOGITS_BYTES: Final = (
@@ -53,6 +57,30 @@ class ModelFacts:
     seconds: dict[str, float] = field(default_factory=dict)  # by phase of loading
 
 
+@dataclass(frozen=True, slots=True)
+class LayerSteps:
+    """What is done to each decoder layer once it is loaded and cut; both may exchange its modules.
+
+    Without quantization, layers are fused after the reference logits were taken, so that the probe judges the
+    fusion too. With it, a layer is fused and quantized before the next one is read, so that the model never
+    exists in full precision; the reference is then the quantized model with transformers' own attention.
+    """
+
+    fuse: Finish = untouched
+    quantize: Finish | None = None
+    kernels: str = ""  # which implementations the steps chose; ranks must have chosen the same
+
+    def while_loading(self, layer: nn.Module) -> None:
+        if self.quantize is not None:
+            self.fuse(layer)
+            self.quantize(layer)
+
+    def after_reference(self, loaded: LoadedModel) -> None:
+        if self.quantize is None:
+            for name in loaded.layout.layers:
+                self.fuse(loaded.model.get_submodule(name))
+
+
 class _Clock:
     """Adds up the seconds of each phase."""
 
@@ -69,16 +97,22 @@ class _Clock:
 
 
 def build_runner(
-    config: RunnerConfig, source: ModelSource, progress: Callable[[str], None]
+    config: RunnerConfig,
+    source: ModelSource,
+    progress: Callable[[str], None],
+    group: Group | None = None,
+    steps: LayerSteps | None = None,
 ) -> tuple[Runner, ModelFacts]:
-    """Return a runner for the model in `source`, and facts about it.
+    """Return a runner for this rank's part of the model in `source`, and facts about the model.
 
-    Sets torch's thread count for the process. `progress` receives a short phrase per phase. Raises LoadError,
-    SourceError, SizingError, and ModelRefused when only compat would do and it is off.
+    Sets torch's thread count for the process. `progress` receives a short phrase per phase. All ranks of
+    `group` must call this together; the runners of ranks other than 0 follow: they take the same plans and
+    return results without rows. Raises LoadError (ShardRefused where the model cannot be divided),
+    SourceError, SizingError, GroupBroken, and ModelRefused when only compat would do and it is off.
     """
     from container.model.sampler import Sampler, score
 
-    return assemble(config, source, progress, Sampler, score)
+    return assemble(config, source, progress, Sampler, score, group, steps)
 
 
 def assemble(
@@ -87,8 +121,13 @@ def assemble(
     progress: Callable[[str], None],
     make_sampler: Callable[[int], SlotSampler],
     score: Scorer,
+    group: Group | None = None,
+    steps: LayerSteps | None = None,
 ) -> tuple[Runner, ModelFacts]:
     """As build_runner, with the sampler given: a factory that takes the vocabulary, and a scorer."""
+    steps = steps or LayerSteps()
+    if group is not None and group.size > 1:
+        return _assemble_rank(config, source, progress, make_sampler, score, group, steps)
     clock = _Clock()
     torch.set_num_threads(shape.compute_threads(config.threads, shape.physical_cores()))
     dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
@@ -102,24 +141,22 @@ def assemble(
     except ProbeFailed as failure:
         reason = failure.reason
     with clock.phase("load"):
-        loaded = load(source, dtype, lambda text: shape.wanted_tokens(text, config), progress)
+        loaded = load(
+            source,
+            dtype,
+            lambda text: shape.wanted_tokens(text, config),
+            progress,
+            finish=steps.while_loading,
+        )
     if reason is None:
         progress("comparing with the reference")
         with clock.phase("probe_weights"):
             try:
-                measured = _probe_weights(loaded)
+                measured = _probe_weights(loaded, steps)
             except ProbeFailed as failure:
                 reason = failure.reason
     wanted = shape.wanted_tokens(loaded.text_config, config)
-    facts = ModelFacts(
-        runner="compat" if measured is None else "native",
-        reason=reason,
-        architecture=loaded.architecture,
-        parameters=loaded.parameters,
-        dtype=str(dtype).removeprefix("torch."),
-        eos_token_ids=loaded.eos_token_ids,
-        seconds=clock.seconds,
-    )
+    facts = _facts(loaded, reason, dtype, clock)
     if measured is not None:
         sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype))
         return _native(loaded, measured, sizes, config, make_sampler, score), facts
@@ -131,11 +168,72 @@ def assemble(
     return runner, facts
 
 
-def _probe_weights(loaded: LoadedModel) -> Measured:
-    """Probe B: the real weights, before and after the hook; raises ProbeFailed."""
+def _assemble_rank(
+    config: RunnerConfig,
+    source: ModelSource,
+    progress: Callable[[str], None],
+    make_sampler: Callable[[int], SlotSampler],
+    score: Scorer,
+    group: Group,
+    steps: LayerSteps,
+) -> tuple[Runner, ModelFacts]:
+    """As assemble, for one of several ranks."""
+    clock = _Clock()
+    torch.set_num_threads(division.threads(config, group.size))
+    dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
+    try:
+        progress("checking structure")
+        with clock.phase("probe_structure"):
+            quiet()
+            probe.probe_structure(read_config(source))
+            division.probe_division(read_config(source), group)
+        with clock.phase("load"):
+            loaded = load(
+                source,
+                dtype,
+                lambda text: shape.wanted_tokens(text, config),
+                progress,
+                rank=group.rank,
+                size=group.size,
+                finish=steps.while_loading,
+            )
+        progress("comparing with the reference")
+        with clock.phase("probe_weights"):
+            measured = division.probe_shards(loaded, group, lambda: steps.after_reference(loaded))
+    except ProbeFailed as failure:
+        raise division.refuse(failure, group.size) from None
+    budget = division.budget_bytes(config, group)
+    wanted = shape.wanted_tokens(loaded.text_config, config)
+    sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype), budget)
+    sizes = replace(sizes, blocks=group.minimum(sizes.blocks))
+    division.agree(config, loaded, measured, sizes, steps.kernels, group)
+    sampler = make_sampler if group.rank == 0 else _no_sampler
+    runner = _native(loaded, measured, sizes, config, sampler, score, group)
+    return runner, _facts(loaded, None, dtype, clock)
+
+
+def _no_sampler(vocabulary: int) -> SlotSampler:  # noqa: ARG001 - a factory like any other
+    return NoSampler()
+
+
+def _facts(loaded: LoadedModel, reason: ProbeReason | None, dtype: torch.dtype, clock: _Clock) -> ModelFacts:
+    return ModelFacts(
+        runner="native" if reason is None else "compat",
+        reason=reason,
+        architecture=loaded.architecture,
+        parameters=loaded.parameters,
+        dtype=str(dtype).removeprefix("torch."),
+        eos_token_ids=loaded.eos_token_ids,
+        seconds=clock.seconds,
+    )
+
+
+def _probe_weights(loaded: LoadedModel, steps: LayerSteps) -> Measured:
+    """Probe B: the real weights, before and after surgery and the hook; raises ProbeFailed."""
     text = loaded.text_config
     sequences = probe.probe_sequences(text.vocab_size)
     references = probe.reference_logits(loaded.model, sequences)
+    steps.after_reference(loaded)
     probe.hooked(loaded.use_hook)
     return probe.compare(loaded.model, sequences, references, text.num_hidden_layers)
 
@@ -147,11 +245,12 @@ def _native(
     config: RunnerConfig,
     make_sampler: Callable[[int], SlotSampler],
     score: Scorer,
+    group: Group | None = None,
 ) -> NativeRunner:
     kv = KVCache(measured.layers, next(loaded.model.parameters()).dtype, sizes.limits())
     capacity = _capacity(sizes, measured.vocabulary)
     capacity = replace(capacity, prefix_cache=config.prefix_cache)
-    packed = PackedModel(loaded.model, kv)
+    packed = PackedModel(loaded.model, kv, group)
     return NativeRunner(packed, make_sampler(measured.vocabulary), score, sizes, capacity)
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from container.model import attention
 from container.model.attention import Call, Step, attending
+from container.model.group import Group, GroupBroken, Solo
 from container.model.kv_cache import KVCache, KVLimits, LayerShape
 from container.model.packed import PackedModel, PackedRow
 from container.model.shrink import CannotShrink, shrink
@@ -95,11 +96,22 @@ def probe_sequences(vocabulary: int) -> list[list[int]]:
     return [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def reference_logits(model: Any, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return (tokens, vocabulary) logits of each sequence alone, with the model's present attention."""
-    with torch.inference_mode():
-        outputs = [model(input_ids=torch.tensor([list(tokens)]), use_cache=False) for tokens in sequences]
-    return [output.logits[0].float() for output in outputs]
+def reference_logits(
+    model: Any, sequences: Sequence[Sequence[int]], group: Group | None = None
+) -> list[Tensor]:
+    """Return (tokens, vocabulary) logits of each sequence alone, with the model's present attention.
+
+    With a group of several ranks the list is empty on all but rank 0.
+    """
+    group = group or Solo()
+    whole = []
+    for tokens in sequences:
+        with torch.inference_mode():
+            output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
+        logits = group.gather_columns(output.logits[0].float())
+        if logits is not None:
+            whole.append(logits)
+    return whole
 
 
 def hooked(act: Callable[[], None]) -> None:
@@ -123,6 +135,8 @@ def measure(model: Any, layers: int) -> Measured:
                 logits_to_keep=torch.tensor([1]),
             )
         vocabulary = output.logits.shape[-1]
+    except GroupBroken:
+        raise
     except Exception:  # noqa: BLE001 - whatever it raised, it cannot run natively
         raise ProbeFailed(ProbeReason.BUILD_ERROR) from None
     _check_calls(calls, layers)
@@ -131,13 +145,22 @@ def measure(model: Any, layers: int) -> Measured:
 
 
 def compare(
-    model: Any, sequences: Sequence[Sequence[int]], references: Sequence[Tensor], layers: int
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    references: Sequence[Tensor],
+    layers: int,
+    group: Group | None = None,
 ) -> Measured:
-    """Return what was measured; raises ProbeFailed unless three packed steps give the `references`."""
+    """Return what was measured; raises ProbeFailed unless three packed steps give the `references`.
+
+    With a group of several ranks, rank 0 compares and all raise or none; `measured.vocabulary` is then this
+    rank's columns. Raises GroupBroken.
+    """
+    group = group or Solo()
     measured = measure(model, layers)
     dtype = next(model.parameters()).dtype
     limits = KVLimits(len(sequences), max(len(tokens) for tokens in sequences), 16, 1)
-    packed = PackedModel(model, KVCache(measured.layers, dtype, limits))
+    packed = PackedModel(model, KVCache(measured.layers, dtype, limits), group)
     results: list[list[Tensor]] = [[] for _ in sequences]
     for rows in STEPS:
         calls: list[Call] = []
@@ -147,20 +170,24 @@ def compare(
         ]
         try:
             logits = packed.logits(packed_rows, calls)
+        except GroupBroken:
+            raise
         except Exception:  # noqa: BLE001 - as above
             raise ProbeFailed(ProbeReason.BUILD_ERROR) from None
         _check_calls(calls, layers)
         shapes = [LayerShape(call.kv_heads, call.key_dim, call.value_dim) for call in _by_layer(calls)]
         if shapes != measured.layers:
             raise ProbeFailed(ProbeReason.HOOK_COUNT)
-        counts = [last - first for _, first, last in rows]
-        for (which, _, _), part in zip(rows, torch.split(logits, counts), strict=True):
-            results[which].append(part)
+        if logits is not None:
+            counts = [last - first for _, first, last in rows]
+            for (which, _, _), part in zip(rows, torch.split(logits, counts), strict=True):
+                results[which].append(part)
     packed.kv.close()
     limit = LIMIT_BF16 if dtype == torch.bfloat16 else LIMIT_FP32
-    for parts, reference in zip(results, references, strict=True):
-        if not agree(torch.cat(parts), reference, limit):
-            raise ProbeFailed(ProbeReason.PROBE_DIFF)
+    pairs = list(zip(results, references, strict=True)) if group.rank == 0 else []
+    same = all(agree(torch.cat(parts), reference, limit) for parts, reference in pairs)
+    if not group.minimum(int(same)):
+        raise ProbeFailed(ProbeReason.PROBE_DIFF)
     return measured
 
 
