@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -68,7 +68,10 @@ class LayerSteps:
 
     fuse: Finish = untouched
     quantize: Finish | None = None
-    kernels: str = ""  # which implementations the steps chose; ranks must have chosen the same
+    comparing: Callable[[], AbstractContextManager[object]] = nullcontext  # entered while logits are compared
+    kernels: Callable[[], str] = (
+        str  # what the steps chose and did, told after loading; the same on all ranks
+    )
 
     def while_loading(self, layer: nn.Module) -> None:
         if self.quantize is not None:
@@ -150,7 +153,7 @@ def assemble(
         )
     if reason is None:
         progress("comparing with the reference")
-        with clock.phase("probe_weights"):
+        with clock.phase("probe_weights"), steps.comparing():
             try:
                 measured = _probe_weights(loaded, steps)
             except ProbeFailed as failure:
@@ -198,7 +201,7 @@ def _assemble_rank(
                 finish=steps.while_loading,
             )
         progress("comparing with the reference")
-        with clock.phase("probe_weights"):
+        with clock.phase("probe_weights"), steps.comparing():
             measured = division.probe_shards(loaded, group, lambda: steps.after_reference(loaded))
     except ProbeFailed as failure:
         raise division.refuse(failure, group.size) from None
@@ -206,7 +209,7 @@ def _assemble_rank(
     wanted = shape.wanted_tokens(loaded.text_config, config)
     sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype), budget)
     sizes = replace(sizes, blocks=group.minimum(sizes.blocks))
-    division.agree(config, loaded, measured, sizes, steps.kernels, group)
+    division.agree(config, loaded, measured, sizes, steps.kernels(), group)
     sampler = make_sampler if group.rank == 0 else _no_sampler
     runner = _native(loaded, measured, sizes, config, sampler, score, group)
     return runner, _facts(loaded, None, dtype, clock)

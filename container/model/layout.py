@@ -18,7 +18,7 @@ from typing import Any, Final
 from torch import nn
 
 from container.model.errors import ShardRefused
-from container.model.partition import Cut, Heads, Range, even
+from container.model.partition import Cut, Heads, Range, even, even_vectors
 
 COLUMN: Final = frozenset({"colwise", "colwise_gather_output", "colwise_rep", "packed_colwise"})
 ROW: Final = frozenset({"rowwise", "rowwise_split_input", "packed_rowwise"})
@@ -286,7 +286,7 @@ def _experts(name: str, module: nn.Module, layout: Layout) -> None:
     inner = down.shape[down_dim]
     if up.shape[up_dim] != 2 * inner:
         raise ShardRefused("the experts' tensors have shapes that are not known here")
-    start, stop = even(inner, layout.rank, layout.size)
+    start, stop = even_vectors(inner, layout.rank, layout.size)
     if getattr(module, "is_concatenated", True):
         packed: tuple[Range, ...] = ((start, stop), (inner + start, inner + stop))
     else:

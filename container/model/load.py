@@ -198,7 +198,8 @@ class _Building:
 
         def build_and_show(model: Any, config: Any, *args: Any, **options: Any) -> None:
             cls.__init__(model, config, *args, **options)
-            self.parameters = sum(parameter.numel() for parameter in model.parameters())
+            tied = model.all_tied_weights_keys
+            self.parameters = sum(p.numel() for name, p in model.named_parameters() if name not in tied)
             self.layout = lay_out(model, self._rank, self._size)
             self._arrival = Arrival(model, self.layout, self._finish)
 

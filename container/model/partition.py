@@ -22,6 +22,7 @@ from container.model.errors import ShardRefused
 # Quantization works in blocks along a weight's input side, 64 values in nf4: a cut inside a block would make
 # a shard's blocks differ from the whole model's. Coarser first; finer only where ranks would become unequal.
 ALIGNMENTS: Final = (64, 32, 16, 8, 4, 2, 1)
+VECTOR: Final = 8  # values: 16 bytes of bf16, which grouped matrix products take rows in
 CONTIGUOUS: Final = torch.contiguous_format
 UNITS_PER_RANK: Final = 8  # so many aligned units per rank bound the inequality between ranks to an eighth
 
@@ -100,8 +101,25 @@ def even(total: int, rank: int, size: int) -> Range:
     """Return the rank's part of a width `total`; raises ShardRefused when there is less than one each."""
     if total < size:
         raise ShardRefused(f"a width of {total} cannot be divided among {size} ranks")
-    for unit in ALIGNMENTS:
-        units, rest = divmod(total, unit)
-        if rest == 0 and units >= size and (units % size == 0 or units >= size * UNITS_PER_RANK):
-            break
+    unit = _unit(total, size)
+    units = total // unit
     return units * rank // size * unit, units * (rank + 1) // size * unit
+
+
+def _unit(total: int, size: int) -> int:
+    """Return what to count in: coarse where ranks stay equal, and whole vectors even where they do not."""
+    units = {unit: total // unit for unit in ALIGNMENTS if total % unit == 0 and total // unit >= size}
+    fair = [unit for unit, count in units.items() if count % size == 0 or count >= size * UNITS_PER_RANK]
+    for unit in fair:
+        if unit >= VECTOR:
+            return unit
+    return VECTOR if VECTOR in units else (fair or list(units))[0]
+
+
+def even_vectors(total: int, rank: int, size: int) -> Range:
+    """As `even`, for widths that kernels only take in multiples of VECTOR; raises ShardRefused."""
+    if total % VECTOR or total < size * VECTOR:
+        raise ShardRefused(
+            f"an expert width of {total} cannot be divided among {size} ranks in multiples of {VECTOR}"
+        )
+    return even(total, rank, size)
