@@ -131,7 +131,7 @@ def load(
         config=model.config,
         architecture=cls.__name__,
         parameters=building.parameters,
-        eos_token_ids=_eos(source, config),
+        eos_token_ids=end_of_sequence(source, config),
         reference=reference,
         layout=building.layout,
     )
@@ -229,7 +229,7 @@ def _changes(kind: str) -> bool:
     return kind == "longrope" or "dynamic" in kind
 
 
-def _eos(source: ModelSource, config: Any) -> tuple[int, ...]:
+def end_of_sequence(source: ModelSource, config: Any) -> tuple[int, ...]:
     """Return the end-of-sequence ids; the generation configuration knows more of them than the tokenizer."""
     generation = read_json(source, "generation_config.json") or {}
     value = generation.get("eos_token_id")

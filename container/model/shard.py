@@ -183,3 +183,39 @@ def divide_counts(model: Any, layout: Layout) -> None:
         if isinstance(getattr(text, "num_key_value_heads", None), int):
             text.num_key_value_heads = heads.kv_local
         return
+
+
+def finish_empty(model: Any, layout: Layout, fuse: Finish, quantize: Finish) -> None:
+    """Lay out the modules of this rank's part of `model`, whose parameters are and stay on the meta device.
+
+    Each layer holds random values while it is wrapped and fused, as both are verified by computing.
+    """
+    for name, cut in layout.cuts.items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        shape = list(module._parameters[leaf].shape)
+        shape[cut.dim] = cut.width
+        kept = torch.empty(shape, dtype=module._parameters[leaf].dtype, device="meta")
+        setattr(module, leaf, nn.Parameter(kept, requires_grad=False))
+    for name in layout.layers:
+        layer = model.get_submodule(name)
+        _exchange(layer, _random)
+        install(model, layout, name)
+        fuse(layer)
+        _exchange(layer, lambda parameter: parameter.to("meta"))
+        quantize(layer)
+    install(model, layout, "")
+
+
+def _exchange(layer: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    made: dict[int, nn.Parameter] = {}
+    for module in layer.modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(make(parameter.data), requires_grad=False)
+                module._parameters[leaf] = made[id(parameter)]
+
+
+def _random(parameter: Tensor) -> Tensor:
+    return torch.randn(parameter.shape).to(parameter.dtype)

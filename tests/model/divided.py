@@ -67,7 +67,7 @@ def divided_config(name: str, size: int) -> Any:
 
 @cache
 def whole_model(name: str, size: int) -> Any:
-    """Return the model to be divided among `size`, as transformers computes it; norms and biases random too."""
+    """Return the model to be divided among `size`, as transformers computes it; norms, biases random too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)
         model = AutoModelForCausalLM.from_config(divided_config(name, size), attn_implementation="eager")

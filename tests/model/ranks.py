@@ -82,7 +82,7 @@ def together(size: int, work: Callable[[ThreadGroup], Result]) -> list[Result]:
     def run(rank: int) -> None:
         try:
             results[rank] = work(ThreadGroup(table, rank))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
             failures[rank] = error
             table.barrier.abort()
 
@@ -114,7 +114,7 @@ class RankedRunner:
         def step(rank: int) -> None:
             try:
                 results[rank] = self.runners[rank].run(plan)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - as above
                 failures.append(error)
 
         threads = [threading.Thread(target=step, args=(rank,)) for rank in range(len(self.runners))]

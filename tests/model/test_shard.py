@@ -14,7 +14,7 @@ from container.model import division, layout
 from container.model.errors import LoadError, ShardRefused
 from container.model.layout import lay_out
 from container.model.load import LoadedModel, load, read_config
-from container.model.parallel import RowParallel, WideNorm, arm, wide_norm
+from container.model.parallel import RowParallel, arm, wide_norm
 from container.model.partition import Cut, Heads, even, even_vectors
 from container.model.probe import ProbeFailed, ProbeReason
 from container.model.source import StoredTensor
