@@ -10,25 +10,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
-from torch import nn
 
 from container.engine.step import Capacity, Runner
 from container.model import division, probe, shape
 from container.model.compat import CompatRunner, PlainModel
 from container.model.group import Group
 from container.model.kv_cache import KVCache, LayerShape
-from container.model.load import LoadedModel, load, quiet, read_config, untouched
+from container.model.load import LoadedModel, quiet, read_config
 from container.model.packed import PackedModel
 from container.model.probe import Measured, ProbeFailed, ProbeReason
 from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler
 from container.model.shape import RunnerConfig, Sizes
-from container.model.shard import Finish
 from container.model.source import ModelSource
+from container.model.steps import LayerSteps
 
 LOGITS_BYTES: Final = (
     2**30
@@ -55,33 +54,6 @@ class ModelFacts:
     dtype: str
     eos_token_ids: tuple[int, ...]
     seconds: dict[str, float] = field(default_factory=dict)  # by phase of loading
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSteps:
-    """What is done to each decoder layer once it is loaded and cut; both may exchange its modules.
-
-    Without quantization, layers are fused after the reference logits were taken, so that the probe judges the
-    fusion too. With it, a layer is fused and quantized before the next one is read, so that the model never
-    exists in full precision; the reference is then the quantized model with transformers' own attention.
-    """
-
-    fuse: Finish = untouched
-    quantize: Finish | None = None
-    comparing: Callable[[], AbstractContextManager[object]] = nullcontext  # entered while logits are compared
-    kernels: Callable[[], str] = (
-        str  # what the steps chose and did, told after loading; the same on all ranks
-    )
-
-    def while_loading(self, layer: nn.Module) -> None:
-        if self.quantize is not None:
-            self.fuse(layer)
-            self.quantize(layer)
-
-    def after_reference(self, loaded: LoadedModel) -> None:
-        if self.quantize is None:
-            for name in loaded.layout.layers:
-                self.fuse(loaded.model.get_submodule(name))
 
 
 class _Clock:
@@ -144,13 +116,7 @@ def assemble(
     except ProbeFailed as failure:
         reason = failure.reason
     with clock.phase("load"):
-        loaded = load(
-            source,
-            dtype,
-            lambda text: shape.wanted_tokens(text, config),
-            progress,
-            finish=steps.while_loading,
-        )
+        loaded = steps.load(source, dtype, lambda text: shape.wanted_tokens(text, config), progress)
     if reason is None:
         progress("comparing with the reference")
         with clock.phase("probe_weights"), steps.comparing():
@@ -191,14 +157,13 @@ def _assemble_rank(
             probe.probe_structure(read_config(source))
             division.probe_division(read_config(source), group)
         with clock.phase("load"):
-            loaded = load(
+            loaded = steps.load(
                 source,
                 dtype,
                 lambda text: shape.wanted_tokens(text, config),
                 progress,
-                rank=group.rank,
-                size=group.size,
-                finish=steps.while_loading,
+                group.rank,
+                group.size,
             )
         progress("comparing with the reference")
         with clock.phase("probe_weights"), steps.comparing():

@@ -84,7 +84,7 @@ def read_config(source: ModelSource) -> Any:
 def model_class(config: Any) -> Any:
     """Return the causal language model class for `config`; raises LoadError."""
     try:
-        with torch.device("meta"):
+        with BUILDING, torch.device("meta"):
             return type(AutoModelForCausalLM.from_config(config))
     except Exception as error:  # noqa: BLE001 - as above
         raise LoadError(f"no causal language model for this configuration ({type(error).__name__})") from None

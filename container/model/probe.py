@@ -22,6 +22,7 @@ from container.model import attention
 from container.model.attention import Call, Step, attending
 from container.model.group import Group, GroupBroken, Solo
 from container.model.kv_cache import KVCache, KVLimits, LayerShape
+from container.model.load import BUILDING
 from container.model.packed import PackedModel, PackedRow
 from container.model.shrink import CannotShrink, shrink
 
@@ -67,7 +68,7 @@ def probe_structure(config: Any) -> bool:
     """
     try:
         small = shrink(config)
-        with torch.random.fork_rng(devices=[]):
+        with BUILDING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(20)
             model = AutoModelForCausalLM.from_config(small, attn_implementation="eager", dtype=torch.float32)
             model.eval().requires_grad_(False)

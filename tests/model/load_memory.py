@@ -36,11 +36,11 @@ def main() -> None:
     loaded = load(source, kind, lambda _: 64, lambda _: None, rank=int(rank), size=int(size))
     after = peak_bytes()
     head = loaded.model.get_output_embeddings().weight
-    own = {
-        t.data_ptr(): t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()) if t is not head
-    }
+    embedding = loaded.model.get_input_embeddings().weight
+    everything = (*loaded.model.parameters(), *loaded.model.buffers())
+    own = {t.data_ptr(): t.nbytes for t in everything if t is embedding or t is not head}
     storage = head.untyped_storage().data_ptr()
-    tied = storage == loaded.model.get_input_embeddings().weight.untyped_storage().data_ptr()
+    tied = storage == embedding.untyped_storage().data_ptr()
     shard = sum(own.values()) + (0 if tied else head.nbytes)
     stored = [stored.shape for _, stored in source.stored()]
     report = {
