@@ -15,6 +15,7 @@ K and V, and faster than `enable_gqa` (measured on 2 AVX2 cores, fp32).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,21 +93,24 @@ class Step:
     calls: list[Call] | None = None
 
 
-class _Current:
-    """Holds the step of the forward in progress; one forward at a time per process."""
+class _Current(threading.local):
+    """Holds the step of the forward in progress; one forward at a time per thread."""
 
     step: Step | None = None
+
+
+_current: Final = _Current()
 
 
 @contextmanager
 def attending(step: Step) -> Iterator[None]:
     """Make `step` the one that hook calls compute for, until the block ends."""
-    assert _Current.step is None, "a forward is already in progress"
-    _Current.step = step
+    assert _current.step is None, "a forward is already in progress"
+    _current.step = step
     try:
         yield
     finally:
-        _Current.step = None
+        _current.step = None
 
 
 def register() -> None:
@@ -132,7 +136,7 @@ def packed_attention(
     `query` is (1, Hq, T, D), `key` (1, Hk, T, D), `value` (1, Hk, T, Dv); `scaling` None means D ** -0.5;
     `s_aux` holds one sink logit per query head.
     """
-    step = _Current.step
+    step = _current.step
     assert step is not None, "the hook was called outside a step"
     layer = _layer_of(module)
     if step.calls is not None:

@@ -2,7 +2,8 @@
 
 Owns: the order of starting up, the choice between native and compat, what is told about the model.
 Must not know: processes, environment variables, HTTP.
-Invariant: native only after both probes passed; otherwise compat, with the reason, or a refusal.
+Invariant: native only after both probes passed; otherwise compat, with the reason, or a refusal. A model held
+by several ranks runs natively or not at all.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from typing import Any, Final
 import torch
 
 from container.engine.step import Capacity, Runner
-from container.model import probe, shape, surgery
+from container.model import division, probe, shape
 from container.model.compat import CompatRunner, PlainModel
+from container.model.group import Group
 from container.model.kv_cache import KVCache, LayerShape
-from container.model.load import LoadedModel, load, quiet, read_config
+from container.model.load import LoadedModel, quiet, read_config
 from container.model.packed import PackedModel
-from container.model.positions import freeze_positions
 from container.model.probe import Measured, ProbeFailed, ProbeReason
-from container.model.runner import NativeRunner, Scorer, SlotSampler
+from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler
 from container.model.shape import RunnerConfig, Sizes
 from container.model.source import ModelSource
+from container.model.steps import LayerSteps
 
 LOGITS_BYTES: Final = (
     2**30
@@ -52,7 +54,6 @@ class ModelFacts:
     dtype: str
     eos_token_ids: tuple[int, ...]
     seconds: dict[str, float] = field(default_factory=dict)  # by phase of loading
-    fused: dict[str, int] = field(default_factory=dict)  # modules replaced, by surgery.Part
 
 
 class _Clock:
@@ -71,16 +72,22 @@ class _Clock:
 
 
 def build_runner(
-    config: RunnerConfig, source: ModelSource, progress: Callable[[str], None]
+    config: RunnerConfig,
+    source: ModelSource,
+    progress: Callable[[str], None],
+    group: Group | None = None,
+    steps: LayerSteps | None = None,
 ) -> tuple[Runner, ModelFacts]:
-    """Return a runner for the model in `source`, and facts about it.
+    """Return a runner for this rank's part of the model in `source`, and facts about the model.
 
-    Sets torch's thread count for the process. `progress` receives a short phrase per phase. Raises LoadError,
-    SourceError, SizingError, and ModelRefused when only compat would do and it is off.
+    Sets torch's thread count for the process. `progress` receives a short phrase per phase. All ranks of
+    `group` must call this together; the runners of ranks other than 0 follow: they take the same plans and
+    return results without rows. Raises LoadError (ShardRefused where the model cannot be divided),
+    SourceError, SizingError, GroupBroken, and ModelRefused when only compat would do and it is off.
     """
     from container.model.sampler import Sampler, score
 
-    return assemble(config, source, progress, Sampler, score)
+    return assemble(config, source, progress, Sampler, score, group, steps)
 
 
 def assemble(
@@ -89,15 +96,18 @@ def assemble(
     progress: Callable[[str], None],
     make_sampler: Callable[[int], SlotSampler],
     score: Scorer,
+    group: Group | None = None,
+    steps: LayerSteps | None = None,
 ) -> tuple[Runner, ModelFacts]:
     """As build_runner, with the sampler given: a factory that takes the vocabulary, and a scorer."""
+    steps = steps or LayerSteps()
+    if group is not None and group.size > 1:
+        return _assemble_rank(config, source, progress, make_sampler, score, group, steps)
     clock = _Clock()
     torch.set_num_threads(shape.compute_threads(config.threads, shape.physical_cores()))
     dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
-    parts = surgery.parts(config.surgery)
     reason: ProbeReason | None = None
     measured: Measured | None = None
-    fused: dict[str, int] = {}
     try:
         progress("checking structure")
         with clock.phase("probe_structure"):
@@ -106,30 +116,18 @@ def assemble(
     except ProbeFailed as failure:
         reason = failure.reason
     with clock.phase("load"):
-        loaded = load(source, dtype, lambda text: shape.wanted_tokens(text, config), progress)
+        loaded = steps.load(source, dtype, lambda text: shape.wanted_tokens(text, config), progress)
     if reason is None:
         progress("comparing with the reference")
-        with clock.phase("probe_weights"):
+        with clock.phase("probe_weights"), steps.comparing():
             try:
-                measured, fused = _probe_weights(loaded, parts)
+                measured = _probe_weights(loaded, steps)
             except ProbeFailed as failure:
                 reason = failure.reason
     wanted = shape.wanted_tokens(loaded.text_config, config)
-    facts = ModelFacts(
-        runner="compat" if measured is None else "native",
-        reason=reason,
-        architecture=loaded.architecture,
-        parameters=loaded.parameters,
-        dtype=str(dtype).removeprefix("torch."),
-        eos_token_ids=loaded.eos_token_ids,
-        seconds=clock.seconds,
-        fused=fused,
-    )
+    facts = _facts(loaded, reason, dtype, clock)
     if measured is not None:
-        windows = shape.kv_bytes_by_window(measured.layers, dtype)
-        token_bytes = shape.kv_bytes_per_token(measured.layers, dtype)
-        sizes = shape.size(config, wanted, token_bytes, windows=windows)
-        freeze_positions(loaded.model, sizes.sequence_tokens)  # memory may allow less than was wanted
+        sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype))
         return _native(loaded, measured, sizes, config, make_sampler, score), facts
     assert reason is not None
     if not config.compat:
@@ -139,23 +137,73 @@ def assemble(
     return runner, facts
 
 
-def _probe_weights(loaded: LoadedModel, parts: frozenset[surgery.Part]) -> tuple[Measured, dict[str, int]]:
-    """Probe B: the real weights, before and after hook and surgery; raises ProbeFailed.
+def _assemble_rank(
+    config: RunnerConfig,
+    source: ModelSource,
+    progress: Callable[[str], None],
+    make_sampler: Callable[[int], SlotSampler],
+    score: Scorer,
+    group: Group,
+    steps: LayerSteps,
+) -> tuple[Runner, ModelFacts]:
+    """As assemble, for one of several ranks."""
+    clock = _Clock()
+    torch.set_num_threads(division.threads(config, group.size))
+    dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
+    try:
+        progress("checking structure")
+        with clock.phase("probe_structure"):
+            quiet()
+            probe.probe_structure(read_config(source))
+            division.probe_division(read_config(source), group)
+        with clock.phase("load"):
+            loaded = steps.load(
+                source,
+                dtype,
+                lambda text: shape.wanted_tokens(text, config),
+                progress,
+                group.rank,
+                group.size,
+            )
+        progress("comparing with the reference")
+        with clock.phase("probe_weights"), steps.comparing():
+            measured = division.probe_shards(loaded, group, lambda: steps.after_reference(loaded))
+    except ProbeFailed as failure:
+        raise division.refuse(failure, group.size) from None
+    budget = division.budget_bytes(config, group)
+    wanted = shape.wanted_tokens(loaded.text_config, config)
+    sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype), budget)
+    sizes = replace(sizes, blocks=group.minimum(sizes.blocks))
+    division.agree(config, loaded, measured, sizes, steps.kernels(), group)
+    sampler = make_sampler if group.rank == 0 else _no_sampler
+    runner = _native(loaded, measured, sizes, config, sampler, score, group)
+    return runner, _facts(loaded, None, dtype, clock)
 
-    A model that fails with surgery is judged again without. Returns what was fused, too.
-    """
+
+def _no_sampler(vocabulary: int) -> SlotSampler:  # noqa: ARG001 - a factory like any other
+    return NoSampler()
+
+
+def _facts(loaded: LoadedModel, reason: ProbeReason | None, dtype: torch.dtype, clock: _Clock) -> ModelFacts:
+    return ModelFacts(
+        runner="native" if reason is None else "compat",
+        reason=reason,
+        architecture=loaded.architecture,
+        parameters=loaded.parameters,
+        dtype=str(dtype).removeprefix("torch."),
+        eos_token_ids=loaded.eos_token_ids,
+        seconds=clock.seconds,
+    )
+
+
+def _probe_weights(loaded: LoadedModel, steps: LayerSteps) -> Measured:
+    """Probe B: the real weights, before and after surgery and the hook; raises ProbeFailed."""
     text = loaded.text_config
     sequences = probe.probe_sequences(text.vocab_size)
     references = probe.reference_logits(loaded.model, sequences)
+    steps.after_reference(loaded)
     probe.hooked(loaded.use_hook)
-    layers = text.num_hidden_layers
-    return surgery.guarded(
-        loaded.model,
-        parts,
-        trial=lambda: probe.measure(loaded.model, layers),
-        judge=lambda: probe.compare(loaded.model, sequences, references, layers),
-        failure=ProbeFailed,
-    )
+    return probe.compare(loaded.model, sequences, references, text.num_hidden_layers)
 
 
 def _native(
@@ -165,11 +213,12 @@ def _native(
     config: RunnerConfig,
     make_sampler: Callable[[int], SlotSampler],
     score: Scorer,
+    group: Group | None = None,
 ) -> NativeRunner:
     kv = KVCache(measured.layers, next(loaded.model.parameters()).dtype, sizes.limits())
     capacity = _capacity(sizes, measured.vocabulary)
     capacity = replace(capacity, prefix_cache=config.prefix_cache)
-    packed = PackedModel(loaded.model, kv)
+    packed = PackedModel(loaded.model, kv, group)
     return NativeRunner(packed, make_sampler(measured.vocabulary), score, sizes, capacity)
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from container.model.attention import Call, Run, Span, Step, attending
+from container.model.group import Group, Solo
 from container.model.kv_cache import KVCache, Place
 
 
@@ -40,14 +41,16 @@ class PackedRow:
 class PackedModel:
     """A model in eval mode that attends through our hook, with the KV slabs it fills."""
 
-    def __init__(self, model: Any, kv: KVCache) -> None:
+    def __init__(self, model: Any, kv: KVCache, group: Group | None = None) -> None:
         self.kv = kv
         self._model = model
+        self._group = group or Solo()
 
-    def logits(self, rows: Sequence[PackedRow], calls: list[Call] | None = None) -> Tensor:
-        """Run one step; return (sum of wanted, vocabulary) float32, row after row as given.
+    def logits(self, rows: Sequence[PackedRow], calls: list[Call] | None = None) -> Tensor | None:
+        """Run one step; return (sum of wanted, vocabulary) float32, row after row as given, on rank 0.
 
-        `calls`, when given, receives a note of every attention call. Raises KVBudgetExceeded.
+        Other ranks hold some columns of the logits, give them to rank 0 and get None. `calls`, when given,
+        receives a note of every attention call. Raises KVBudgetExceeded, GroupBroken.
         """
         assert all(row.start == self.kv.written(row.slot) for row in rows), (
             "a row does not go on where its slot ended"
@@ -73,7 +76,11 @@ class PackedModel:
             )
         logits: Tensor = output.logits[0]
         assert logits.shape[0] == len(wanted), "the model does not pick rows of logits"
-        return logits.float()
+        if self._group.size == 1 or not wanted:
+            return logits.float() if self._group.rank == 0 else None
+        whole = self._group.gather_columns(logits.float())
+        assert (whole is None) == (self._group.rank != 0), "rank 0 alone gets the logits"
+        return whole
 
     @property
     def weight_bytes(self) -> int:

@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from container.model import attention
 from container.model.attention import Call, Step, attending
+from container.model.group import Group, GroupBroken, Solo
 from container.model.kv_cache import KVCache, KVLimits, LayerShape
+from container.model.load import BUILDING
 from container.model.packed import PackedModel, PackedRow
 from container.model.shrink import CannotShrink, shrink
 
@@ -69,7 +71,7 @@ def probe_structure(config: Any) -> bool:
     """
     try:
         small = shrink(config)
-        with torch.random.fork_rng(devices=[]):
+        with BUILDING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(20)
             model = AutoModelForCausalLM.from_config(small, attn_implementation="eager", dtype=torch.float32)
             model.eval().requires_grad_(False)
@@ -98,11 +100,22 @@ def probe_sequences(vocabulary: int) -> list[list[int]]:
     return [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def reference_logits(model: Any, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return (tokens, vocabulary) logits of each sequence alone, with the model's present attention."""
-    with torch.inference_mode():
-        outputs = [model(input_ids=torch.tensor([list(tokens)]), use_cache=False) for tokens in sequences]
-    return [output.logits[0].float() for output in outputs]
+def reference_logits(
+    model: Any, sequences: Sequence[Sequence[int]], group: Group | None = None
+) -> list[Tensor]:
+    """Return (tokens, vocabulary) logits of each sequence alone, with the model's present attention.
+
+    With a group of several ranks the list is empty on all but rank 0.
+    """
+    group = group or Solo()
+    whole = []
+    for tokens in sequences:
+        with torch.inference_mode():
+            output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
+        logits = group.gather_columns(output.logits[0].float())
+        if logits is not None:
+            whole.append(logits)
+    return whole
 
 
 def hooked(act: Callable[[], None]) -> None:
@@ -126,6 +139,8 @@ def measure(model: Any, layers: int) -> Measured:
                 logits_to_keep=torch.tensor([1]),
             )
         vocabulary = output.logits.shape[-1]
+    except GroupBroken:
+        raise
     except Exception:  # noqa: BLE001 - whatever it raised, it cannot run natively
         raise ProbeFailed(ProbeReason.BUILD_ERROR) from None
     _check_calls(calls, layers)
@@ -134,14 +149,23 @@ def measure(model: Any, layers: int) -> Measured:
 
 
 def compare(
-    model: Any, sequences: Sequence[Sequence[int]], references: Sequence[Tensor], layers: int
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    references: Sequence[Tensor],
+    layers: int,
+    group: Group | None = None,
 ) -> Measured:
-    """Return what was measured; raises ProbeFailed unless three packed steps give the `references`."""
+    """Return what was measured; raises ProbeFailed unless three packed steps give the `references`.
+
+    With a group of several ranks, rank 0 compares and all raise or none; `measured.vocabulary` is then this
+    rank's columns. Raises GroupBroken.
+    """
+    group = group or Solo()
     measured = measure(model, layers)
     dtype = next(model.parameters()).dtype
     longest, step = max(map(len, sequences)), max(last - first for rows in STEPS for _, first, last in rows)
     limits = KVLimits(len(sequences), longest, 1, 1, step_tokens=step)  # short rings: they turn over
-    packed = PackedModel(model, KVCache(measured.layers, dtype, limits))
+    packed = PackedModel(model, KVCache(measured.layers, dtype, limits), group)
     results: list[list[Tensor]] = [[] for _ in sequences]
     for rows in STEPS:
         calls: list[Call] = []
@@ -151,19 +175,23 @@ def compare(
         ]
         try:
             logits = packed.logits(packed_rows, calls)
+        except GroupBroken:
+            raise
         except Exception:  # noqa: BLE001 - as above
             raise ProbeFailed(ProbeReason.BUILD_ERROR) from None
         _check_calls(calls, layers)
         shapes = [_layer_shape(call) for call in _by_layer(calls)]
         if shapes != measured.layers:
             raise ProbeFailed(ProbeReason.HOOK_COUNT)
-        counts = [last - first for _, first, last in rows]
-        for (which, _, _), part in zip(rows, torch.split(logits, counts), strict=True):
-            results[which].append(part)
+        if logits is not None:
+            counts = [last - first for _, first, last in rows]
+            for (which, _, _), part in zip(rows, torch.split(logits, counts), strict=True):
+                results[which].append(part)
     packed.kv.close()
-    for parts, reference in zip(results, references, strict=True):
-        if not agree(torch.cat(parts), reference, dtype):
-            raise ProbeFailed(ProbeReason.PROBE_DIFF)
+    pairs = list(zip(results, references, strict=True)) if group.rank == 0 else []
+    same = all(agree(torch.cat(parts), reference, dtype) for parts, reference in pairs)
+    if not group.minimum(int(same)):
+        raise ProbeFailed(ProbeReason.PROBE_DIFF)
     return measured
 
 

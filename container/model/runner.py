@@ -47,6 +47,28 @@ class SlotSampler(Protocol):
     ) -> list[SampledToken | None]: ...
 
 
+class NoSampler:
+    """The sampler of ranks that follow: they compute every step and draw nothing."""
+
+    def assign(self, assignment: SlotAssignment) -> None:
+        """Nothing is remembered."""
+
+    def release(self, slot: int) -> None:
+        """Nothing was remembered."""
+
+    def reset(self) -> None:
+        """Nothing was remembered."""
+
+    def sample(
+        self,
+        logits: Tensor,  # noqa: ARG002 - the protocol's
+        slots: Sequence[int],  # noqa: ARG002
+        positions: Sequence[int],  # noqa: ARG002
+        hold_stops: Sequence[bool],  # noqa: ARG002
+    ) -> list[SampledToken | None]:
+        raise AssertionError("a follower was given logits")
+
+
 class Scorer(Protocol):
     """Returns the log probabilities of given tokens; container.model.sampler.score is the real one."""
 
@@ -203,7 +225,10 @@ class NativeRunner:
             return StepResult(plan.number)
         packed = [_packed_row(row) for row in rows]
         logits = self._packed.logits(packed)
-        result = step_result(plan, rows, logits, self._slots, self._sampler, self._score)
+        if logits is None:
+            result = StepResult(plan.number)  # a follower: rank 0 samples, the next plan brings its tokens
+        else:
+            result = step_result(plan, rows, logits, self._slots, self._sampler, self._score)
         for slot, index, block in triples(plan.saves):
             kv.save(slot, index, block)
         return result

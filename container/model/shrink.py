@@ -54,8 +54,8 @@ class CannotShrink(Exception):
     """The configuration has no plain list of layers and heads; says nothing about the model."""
 
 
-def shrink(config: Any) -> Any:
-    """Return a small configuration of the same class; raises CannotShrink."""
+def shrink(config: Any, ranks: int = 1) -> Any:
+    """Return a small configuration of the same class with heads for `ranks`; raises CannotShrink."""
     values: dict[str, Any] = config.to_dict()
     if any(isinstance(values.get(name), dict) for name in ("text_config", "vision_config", "audio_config")):
         raise CannotShrink
@@ -64,7 +64,7 @@ def shrink(config: Any) -> Any:
     if layers is None or heads is None:
         raise CannotShrink
     _shrink_layers(values, layers)
-    _shrink_heads(values, heads)
+    _shrink_heads(values, heads, ranks)
     for name, value in FIXED.items():
         if isinstance(values.get(name), int) and not isinstance(values[name], bool):
             values[name] = value
@@ -97,14 +97,22 @@ def _shrink_layers(values: dict[str, Any], layers: int) -> None:
             values[name] = len(kept)
 
 
-def _shrink_heads(values: dict[str, Any], heads: int) -> None:
+def _shrink_heads(values: dict[str, Any], heads: int, ranks: int) -> None:
     kv_heads = values.get("num_key_value_heads")
     if not isinstance(kv_heads, int):
         kv_heads = heads
-    small_kv = min(kv_heads, KV_HEADS)
-    small = small_kv * min(max(1, heads // kv_heads), GROUP)
-    if small == 1:
-        small, small_kv = 2, 1
+    group = max(1, heads // kv_heads)
+    if ranks == 1:
+        small_kv = min(kv_heads, KV_HEADS)
+        small = small_kv * min(group, GROUP)
+        if small == 1:
+            small, small_kv = 2, 1
+    elif kv_heads % ranks == 0:
+        small_kv = ranks
+        small = ranks * min(group, GROUP)
+    else:
+        small_kv = kv_heads  # fewer than ranks: several ranks hold the same one
+        small = heads if heads <= GROUP * ranks else ranks * min(heads // ranks, GROUP)
     for name in HEADS:
         if isinstance(values.get(name), int):
             values[name] = small

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,14 +30,22 @@ class SourceError(Exception):
     """The model's files are missing, malformed or not allowed; the text names the rule, never content."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a checkpoint that costs no memory until `read`, and none after its reader lets go of it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor] = field(repr=False)  # on the CPU; raises SourceError
+
+
 class ModelSource(Protocol):
     """Hands out a model's files and tensors; whoever implements it decides where they lie."""
 
     def file(self, name: str) -> bytes | None:
         """Return the file's bytes, or None when the model has no such file."""
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every (name, tensor) of the checkpoint once, in any order, on the CPU."""
+    def stored(self) -> Iterator[tuple[str, StoredTensor]]:
+        """Yield every (name, tensor not yet read) of the checkpoint once, in any order."""
 
 
 def read_json(source: ModelSource, name: str) -> dict[str, Any] | None:
@@ -77,18 +87,14 @@ class DirectorySource:
             raise SourceError(f"a model file exceeds {MAX_FILE_BYTES} bytes")
         return path.read_bytes()
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def stored(self) -> Iterator[tuple[str, StoredTensor]]:
         seen: set[str] = set()
         for path in self._shards:
-            try:
-                with safe_open(path, framework="pt", device="cpu") as shard:
-                    for name in shard.keys():  # noqa: SIM118 - the handle is no mapping
-                        if name in seen:
-                            raise SourceError("a tensor is stored twice")
-                        seen.add(name)
-                        yield name, shard.get_tensor(name)
-            except SafetensorError:
-                raise SourceError("a weights file is not valid safetensors") from None
+            for name, shape in _shapes(path):
+                if name in seen:
+                    raise SourceError("a tensor is stored twice")
+                seen.add(name)
+                yield name, StoredTensor(shape, partial(_read, path, name))
 
     def _find_shards(self) -> list[Path]:
         index = read_json(self, INDEX)
@@ -128,6 +134,29 @@ class DirectorySource:
         if not resolved.is_file():
             raise SourceError("a model file is not a regular file")
         return resolved
+
+
+def _shapes(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+    """Return (name, shape) of every tensor in a safetensors file."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as shard:
+            return [(name, tuple(shard.get_slice(name).get_shape())) for name in shard.keys()]  # noqa: SIM118
+    except SafetensorError:
+        raise SourceError("a weights file is not valid safetensors") from None
+
+
+def _read(path: Path, name: str) -> Tensor:
+    """Return one tensor as a view of a mapping of its own.
+
+    A mapping shared by all tensors would keep every page resident that any of them touched, until the last
+    one is gone; this one goes with its tensor.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as shard:
+            tensor: Tensor = shard.get_tensor(name)
+            return tensor
+    except SafetensorError:
+        raise SourceError("a weights file is not valid safetensors") from None
 
 
 def refuse_remote_code(config: dict[str, Any]) -> None:

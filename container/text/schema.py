@@ -72,7 +72,8 @@ ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
 def schema_text(schema: object, *, closed: bool) -> str:
     """Return `schema` as the text of a grammar.
 
-    `closed` forbids properties that are not listed wherever a schema has `properties`, none among them, and does not say otherwise.
+    `closed` forbids properties that are not listed wherever a schema has `properties`, be it an empty one,
+    and does not say otherwise.
     Raises GrammarError.
     """
     if not isinstance(schema, dict):

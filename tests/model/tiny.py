@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from container.model.source import StoredTensor
+
 VOCABULARY = 96
 BASE = {
     "vocab_size": VOCABULARY,
@@ -110,6 +112,10 @@ class TinySource:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._tensors.items()
+
+    def stored(self) -> Iterator[tuple[str, StoredTensor]]:
+        for name, tensor in self._tensors.items():
+            yield name, StoredTensor(tuple(tensor.shape), lambda tensor=tensor: tensor)
 
 
 def tiny_config(kind: str) -> Any:
