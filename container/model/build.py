@@ -16,12 +16,14 @@ from typing import Any, Final
 import torch
 
 from container.engine.step import Capacity, Runner
-from container.model import probe, shape
+from container.model import probe, quantize_apply, shape
 from container.model.compat import CompatRunner, PlainModel
 from container.model.kv_cache import KVCache, LayerShape
 from container.model.load import LoadedModel, load, quiet, read_config
 from container.model.packed import PackedModel
 from container.model.probe import Measured, ProbeFailed, ProbeReason
+from container.model.quantize_checkpoint import full_precision
+from container.model.quantize_modules import plain_activations
 from container.model.runner import NativeRunner, Scorer, SlotSampler
 from container.model.shape import RunnerConfig, Sizes
 from container.model.source import ModelSource
@@ -51,6 +53,9 @@ class ModelFacts:
     dtype: str
     eos_token_ids: tuple[int, ...]
     seconds: dict[str, float] = field(default_factory=dict)  # by phase of loading
+    quantize: str = "none"  # the scheme, one of quantize_choose.Scheme
+    quantize_reason: str = ""  # why this one
+    quantized: str = ""  # what was quantized and what was left, in counts
 
 
 class _Clock:
@@ -74,7 +79,7 @@ def build_runner(
     """Return a runner for the model in `source`, and facts about it.
 
     Sets torch's thread count for the process. `progress` receives a short phrase per phase. Raises LoadError,
-    SourceError, SizingError, and ModelRefused when only compat would do and it is off.
+    SourceError, SizingError, QuantizeRefused, and ModelRefused when only compat would do and it is off.
     """
     from container.model.sampler import Sampler, score
 
@@ -92,6 +97,7 @@ def assemble(
     clock = _Clock()
     torch.set_num_threads(shape.compute_threads(config.threads, shape.physical_cores()))
     dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
+    source = full_precision(source, dtype)
     reason: ProbeReason | None = None
     measured: Measured | None = None
     try:
@@ -103,6 +109,8 @@ def assemble(
         reason = failure.reason
     with clock.phase("load"):
         loaded = load(source, dtype, lambda text: shape.wanted_tokens(text, config), progress)
+    with clock.phase("quantize"):
+        choice, report = quantize_apply.apply(loaded.model, config.quantize, loaded.text_config.vocab_size)
     if reason is None:
         progress("comparing with the reference")
         with clock.phase("probe_weights"):
@@ -119,6 +127,9 @@ def assemble(
         dtype=str(dtype).removeprefix("torch."),
         eos_token_ids=loaded.eos_token_ids,
         seconds=clock.seconds,
+        quantize=choice.scheme.value,
+        quantize_reason=choice.reason,
+        quantized=report.describe(),
     )
     if measured is not None:
         sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype))
@@ -135,9 +146,10 @@ def _probe_weights(loaded: LoadedModel) -> Measured:
     """Probe B: the real weights, before and after the hook; raises ProbeFailed."""
     text = loaded.text_config
     sequences = probe.probe_sequences(text.vocab_size)
-    references = probe.reference_logits(loaded.model, sequences)
-    probe.hooked(loaded.use_hook)
-    return probe.compare(loaded.model, sequences, references, text.num_hidden_layers)
+    with plain_activations():
+        references = probe.reference_logits(loaded.model, sequences)
+        probe.hooked(loaded.use_hook)
+        return probe.compare(loaded.model, sequences, references, text.num_hidden_layers)
 
 
 def _native(
