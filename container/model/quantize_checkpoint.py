@@ -89,7 +89,8 @@ def _understood(settings: dict[str, Any]) -> Scaling:
         return Scaling(_block(settings.get("weight_block_size")))
     if method == "compressed-tensors":
         return _compressed(settings)
-    raise CheckpointRefused(f"`{method}`" if method in REFUSED_METHODS else "by a method not known here")
+    named = isinstance(method, str) and method in REFUSED_METHODS
+    raise CheckpointRefused(f"`{method}`" if named else "by a method not known here")
 
 
 def _block(value: Any) -> tuple[int, int] | None:
@@ -108,8 +109,8 @@ def _compressed(settings: dict[str, Any]) -> Scaling:
     groups = settings.get("config_groups") or {}
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise SourceError("`config_groups` is not an object of objects")
-    formats = {settings.get("format"), *(group.get("format") for group in groups.values())}
-    for kind in sorted(str(kind) for kind in formats if kind is not None):
+    formats = [settings.get("format"), *(group.get("format") for group in groups.values())]
+    for kind in (str(kind) for kind in formats if kind is not None):
         if kind not in PLAIN_FORMATS:
             named = f", `{kind}`" if kind in REFUSED_FORMATS else " in a format not known here"
             raise CheckpointRefused(f"`compressed-tensors`{named}")
