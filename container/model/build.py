@@ -18,8 +18,10 @@ import torch
 from container.engine.step import Capacity, Runner
 from container.model import probe, shape
 from container.model.compat import CompatRunner, PlainModel
+from container.model.grammar import GrammarCache
 from container.model.kv_cache import KVCache, LayerShape
 from container.model.load import LoadedModel, load, quiet, read_config
+from container.model.masks import masks_over
 from container.model.packed import PackedModel
 from container.model.probe import Measured, ProbeFailed, ProbeReason
 from container.model.runner import NativeRunner, Scorer, SlotSampler
@@ -69,16 +71,23 @@ class _Clock:
 
 
 def build_runner(
-    config: RunnerConfig, source: ModelSource, progress: Callable[[str], None]
+    config: RunnerConfig,
+    source: ModelSource,
+    progress: Callable[[str], None],
+    grammars: GrammarCache | None = None,
 ) -> tuple[Runner, ModelFacts]:
     """Return a runner for the model in `source`, and facts about it.
 
+    With `grammars` (see container.model.grammar.over) sampling can be held to them, where they are available.
     Sets torch's thread count for the process. `progress` receives a short phrase per phase. Raises LoadError,
     SourceError, SizingError, and ModelRefused when only compat would do and it is off.
     """
     from container.model.sampler import Sampler, score
 
-    return assemble(config, source, progress, Sampler, score)
+    def make_sampler(vocabulary: int) -> Sampler:
+        return Sampler(vocabulary, masks_over(grammars, vocabulary, shape.physical_cores()))
+
+    return assemble(config, source, progress, make_sampler, score)
 
 
 def assemble(

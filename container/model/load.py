@@ -110,7 +110,7 @@ def load(
         config=model.config,
         architecture=cls.__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        eos_token_ids=_eos(source, config),
+        eos_token_ids=eos_token_ids(source, config),
         reference=reference,
     )
 
@@ -162,7 +162,7 @@ def _changes(kind: str) -> bool:
     return kind == "longrope" or "dynamic" in kind
 
 
-def _eos(source: ModelSource, config: Any) -> tuple[int, ...]:
+def eos_token_ids(source: ModelSource, config: Any) -> tuple[int, ...]:
     """Return the end-of-sequence ids; the generation configuration knows more of them than the tokenizer."""
     generation = read_json(source, "generation_config.json") or {}
     value = generation.get("eos_token_id")

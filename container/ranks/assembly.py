@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from container.engine.engine import Engine, EngineLimits
+from container.engine.grammar import Grammars
 from container.engine.request import EngineRequest, RequestKey, SamplingParams
 from container.engine.step import Runner
 from container.ranks.config import EngineConfig
@@ -51,6 +52,7 @@ class Loaded:
     runner: Runner
     kind: str  # "native" or "compat"
     reason: str | None  # closed code when compat
+    grammars: Grammars | None = None  # what compiles for the runner's sampler
 
 
 Loader = Callable[[EngineConfig, Report], Loaded]
@@ -65,6 +67,7 @@ def load(config: EngineConfig, report: Report) -> Loaded:
     # one that does not run. Two threads on two cores, 30 layers of the demo model's GEMMs at 32 rows: 0.42 s
     # against 0.16 s asleep; while another process uses one core, 9.5 s against 0.36 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from container.model import grammar
     from container.model.build import ModelRefused, build_runner
     from container.model.load import LoadError
     from container.model.shape import RunnerConfig, SizingError
@@ -89,12 +92,14 @@ def load(config: EngineConfig, report: Report) -> Loaded:
         report(phase)
 
     try:
-        runner, facts = build_runner(settings, DirectorySource(config.model_dir), progress)
+        source = DirectorySource(config.model_dir)
+        grammars = grammar.over(source)  # its tokenizer is built while the weights load
+        runner, facts = build_runner(settings, source, progress, grammars)
     except SizingError as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     except (SourceError, LoadError, ModelRefused) as error:
         raise StartFailed(StartFault.MODEL_REFUSED, str(error)) from None
-    return Loaded(runner, facts.runner, None if facts.reason is None else facts.reason.value)
+    return Loaded(runner, facts.runner, None if facts.reason is None else facts.reason.value, grammars)
 
 
 def assemble(config: EngineConfig, report: Report, loader: Loader = load) -> tuple[Engine, Welcome]:
@@ -103,7 +108,8 @@ def assemble(config: EngineConfig, report: Report, loader: Loader = load) -> tup
     loaded = loader(config, report)
     try:
         # the runner's slots are the running limit already, fitted to memory
-        engine = Engine(loaded.runner, EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s))
+        limits = EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s)
+        engine = Engine(loaded.runner, limits, grammars=loaded.grammars)
     except ValueError as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     report(LoadPhase.WARMUP)
