@@ -168,5 +168,6 @@ def test_a_connection_that_is_gone_gets_no_more_deltas():
     load.bench.engine.cancel(RequestKey(1, next(k.id for k in load.bench.engine._live if k.connection == 1)))
     load.bench.engine.cancel_connection(1)
     while load.bench.engine.has_work:
+        load.compile()
         assert all(delta.key.connection != 1 for delta in load.bench.step())
     load.bench.check_idle()
