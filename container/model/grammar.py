@@ -43,9 +43,6 @@ PARSER_LIMITS: Final[Mapping[str, int | bool]] = MappingProxyType(
         "verbose_errors": False,
     }
 )
-# Between the parts of a JSON text, unless the schema says otherwise: enough to indent by, and no endless run,
-# which small models fall into.
-WHITESPACE: Final = r"[\x20\x0A\x0D\x09]{1,40}"
 CACHED_GRAMMARS: Final = 128
 CACHED_BYTES: Final = 256 * 2**20
 # What a compiled grammar may come to hold, from its text. Measured with 49,152 tokens: 0.1-0.7 MB for usual
@@ -284,7 +281,7 @@ def _digest(grammar: Grammar) -> bytes:
 def _source(grammar: Grammar) -> str:
     """Return the grammar in llguidance's own form; raises ValueError on a schema that is not JSON."""
     if grammar.kind is GrammarKind.JSON_SCHEMA:
-        return LLMatcher.grammar_from_json_schema(grammar.text, defaults={"whitespace_pattern": WHITESPACE})
+        return LLMatcher.grammar_from_json_schema(grammar.text)
     if grammar.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(grammar.text)
     return LLMatcher.grammar_from_lark(grammar.text)

@@ -1,4 +1,4 @@
-"""The sampler under a grammar: order of steps, held and ignored ends, seeds, logprobs, failures of one row."""
+"""The sampler under a grammar: order of steps, held and ignored ends, seeds, logprobs, failing rows."""
 
 from __future__ import annotations
 
