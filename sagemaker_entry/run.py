@@ -263,6 +263,8 @@ class Run:
             return None
         if finish == FinishReason.LENGTH:
             return EndReason.LENGTH
+        if finish == FinishReason.GRAMMAR:
+            return EndReason.EOS  # complete: to the client the model has ended its answer
         if finish == FinishReason.STOP_TOKEN:
             own = choice.last_token in self._model.eos_token_ids and not self._request.ignore_eos
             return EndReason.EOS if own else EndReason.STOP_TOKEN

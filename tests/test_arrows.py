@@ -41,6 +41,7 @@ KEPT_TO: dict[str, frozenset[str]] = {
     "torch": frozenset({"container.model", "container.kernels", "container.ranks", "container.tuning"}),
     "transformers": frozenset({"container.model", "container.tuning"}),
     "safetensors": frozenset({"container.model", "container.tuning", "model_package"}),
+    "llguidance": frozenset({"container.model", "sagemaker_entry", "container.text"}),
     "flask": frozenset({"sagemaker_entry"}),
     "werkzeug": frozenset({"sagemaker_entry"}),
     "gunicorn": frozenset({"sagemaker_entry"}),

@@ -120,6 +120,8 @@ class Gate:
             raise Refused(ErrorCode.INVALID)
         if request.sampling.prompt_logprobs is not None and not capacity.prompt_logprobs:
             raise Refused(ErrorCode.UNSUPPORTED)
+        if request.sampling.grammar is not None and not capacity.grammar:
+            raise Refused(ErrorCode.UNSUPPORTED)
         tokens = len(request.prompt) + request.max_tokens
         longest = min(capacity.sequence_tokens, capacity.blocks * capacity.block_tokens)
         if capacity.resident_tokens is not None:

@@ -17,9 +17,10 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from container.engine.admission import EngineLimits, Gate
+from container.engine.grammar import Aside, Compilation, Grammars, GrammarState
 from container.engine.outcome import match
 from container.engine.planning import Step
 from container.engine.prefix import PrefixNames
@@ -47,6 +48,7 @@ class _Live:
     """An accepted request that has not ended: its unfinished choices, and how the finished ones went."""
 
     open: list[Sequence] = field(default_factory=list)
+    compilation: Compilation | None = None  # held until the request ends
     failed: bool = False
     cancelled: bool = False
 
@@ -55,7 +57,8 @@ class Engine:
     """Serves requests on one runner.
 
     `clock` returns monotonic seconds. `boot_key` salts the prefix cache and is drawn when not given;
-    `model_identity` names weights and quantization. Raises ValueError on limits the runner cannot keep.
+    `model_identity` names weights and quantization. `grammars` is needed by runners that can hold sampling to
+    a grammar. Raises ValueError on limits the runner cannot keep.
     """
 
     def __init__(
@@ -66,10 +69,15 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         boot_key: bytes | None = None,
         model_identity: bytes = b"",
+        grammars: Grammars | None = None,
     ) -> None:
         self._runner = runner
         self._clock = clock
         self._capacity = runner.capacity()
+        if grammars is None:
+            self._capacity = replace(self._capacity, grammar=False)
+        self._grammars = grammars
+        self._aside = Aside()
         self._gate = Gate(self._capacity, limits or EngineLimits())
         self._names = PrefixNames(boot_key or secrets.token_bytes(32), model_identity)
         self._scheduler = Scheduler(self._capacity, self._gate.running_limit)
@@ -104,7 +112,7 @@ class Engine:
             self._gate.check_request(request)
             if request.key in self._live:
                 raise Refused(ErrorCode.INVALID)
-            self._gate.check_room(len(self._scheduler.running), self._scheduler.waiting)
+            self._gate.check_room(len(self._scheduler.running), self._waiting)
         except Refused:
             self._counters.refused += 1
             raise
@@ -113,8 +121,14 @@ class Engine:
             Sequence.of(request, choice, self._serial + choice, root) for choice in range(request.choices)
         ]
         self._serial += request.choices
-        self._live[request.key] = _Live(open=choices)
-        self._scheduler.add(list(choices))
+        live = self._live[request.key] = _Live(open=choices)
+        grammar = request.sampling.grammar
+        if grammar is not None and self._grammars is not None:
+            live.compilation = self._grammars.prepare(grammar)
+        if live.compilation is None or live.compilation.state is GrammarState.READY:
+            self._scheduler.add(list(choices))
+        else:
+            self._aside.put(list(choices), live.compilation)
         self._counters.accepted += 1
         self._counters.prompt_tokens += len(request.prompt)
         self._note_load()
@@ -171,6 +185,7 @@ class Engine:
         A runner that raises costs the requests of that step; if its `reset` raises too, so does this.
         """
         deltas, self._pending = self._pending, []
+        deltas.extend(self._settle_grammars())
         started_s = self._clock()
         step = self._scheduler.plan(self._step_number + 1)
         for sequence in self._scheduler.take_exhausted():
@@ -194,14 +209,25 @@ class Engine:
         self._note_load()
         return deltas
 
+    def _settle_grammars(self) -> list[SequenceDelta]:
+        """Queue what waited for a grammar that is ready now; end what waited for one that failed."""
+        ready, failed = self._aside.settle()
+        for choices in ready:
+            self._scheduler.add(choices)
+        return [delta for key in failed for delta in self._fail_request(key, ErrorCode.GRAMMAR)]
+
+    @property
+    def _waiting(self) -> int:
+        return self._scheduler.waiting + len(self._aside)
+
     def _note_load(self) -> None:
-        self._load = (len(self._scheduler.running), self._scheduler.waiting)  # one store: never half seen
+        self._load = (len(self._scheduler.running), self._waiting)  # one store: never half seen
 
     def stats(self) -> Stats:
         """Return the present counts."""
         scheduler = self._scheduler
         return Stats(
-            waiting=scheduler.waiting,
+            waiting=self._waiting,
             running=len(scheduler.running),
             in_flight=len(self._live),
             kv_blocks_used=scheduler.pool.used,
@@ -223,26 +249,28 @@ class Engine:
         states = [sequence.state for sequence in sequences]
         assert State.FINISHED not in states and State.NEW not in states, "a live sequence is not queued"
         assert states.count(State.RUNNING) == len(self._scheduler.running), "a sequence runs for nobody"
-        assert len(states) == len(self._scheduler.running) + self._scheduler.waiting, "a sequence is lost"
+        assert len(states) == len(self._scheduler.running) + self._waiting, "a sequence is lost"
+        assert states.count(State.ASIDE) == len(self._aside), "a sequence waits for no grammar"
         assert all(live.open for live in self._live.values()), "a request without choices is not ended"
 
     # What a step brought
 
     def _apply(self, step: Step, outcome: dict[Sequence, RowResult]) -> list[SequenceDelta]:
         deltas: list[SequenceDelta] = []
-        failed = {sequence for sequence, row in outcome.items() if row.failed}
+        failed = {sequence: row for sequence, row in outcome.items() if row.failed}
         self._scheduler.commit(step, failed)
-        for sequence in failed:
-            deltas.extend(self._fail_request(sequence.key, ErrorCode.NUMERICAL))
+        for sequence, row in failed.items():
+            code = ErrorCode.GRAMMAR if row.grammar_failed else ErrorCode.NUMERICAL
+            deltas.extend(self._fail_request(sequence.key, code))
         for sequence, row in outcome.items():
             if sequence.state is State.FINISHED:
                 continue  # failed, or a sibling did
             sequence.prompt_logprobs.extend(row.prompt_logprobs)
             if row.sampled is not None:
-                deltas.append(self._grow(sequence, row.sampled))
+                deltas.append(self._grow(sequence, row.sampled, row.ended))
         return deltas
 
-    def _grow(self, sequence: Sequence, sampled: SampledToken) -> SequenceDelta:
+    def _grow(self, sequence: Sequence, sampled: SampledToken, ended: bool) -> SequenceDelta:
         request = sequence.request
         before = sequence.generated
         sequence.history.append(sampled.token)
@@ -250,6 +278,8 @@ class Engine:
         finish: FinishReason | None = None
         if before >= request.min_tokens and sampled.token in request.stop_token_ids:
             finish = FinishReason.STOP_TOKEN
+        elif ended:  # whatever `min_tokens` says: there is nothing left that may be drawn
+            finish = FinishReason.GRAMMAR
         elif before + 1 >= request.max_tokens:  # the window holds these: see Gate.check_request
             finish = FinishReason.LENGTH
         if finish is not None:
@@ -289,12 +319,16 @@ class Engine:
         delta = self._delta(sequence, tokens, finish, error)
         if sequence.state is State.RUNNING:  # who only waited leaves no place behind
             self._gate.pace.answered(sequence.generated)
-        if sequence.state is not State.FINISHED:  # the scheduler itself finishes what is exhausted
+        if sequence.state is State.ASIDE:
+            self._aside.discard(sequence)
+        elif sequence.state is not State.FINISHED:  # the scheduler itself finishes what is exhausted
             self._scheduler.remove(sequence)
         live = self._live[sequence.key]
         live.open.remove(sequence)
         if not live.open:
             del self._live[sequence.key]
+            if live.compilation is not None:
+                live.compilation.release()
             self._counters.failed += live.failed
             self._counters.cancelled += live.cancelled and not live.failed
             self._counters.completed += not (live.failed or live.cancelled)

@@ -25,6 +25,8 @@ def match(step: Step, result: StepResult, vocabulary: int) -> dict[Sequence, Row
     outcome: dict[Sequence, RowResult] = {}
     for row in result.rows:
         sequence, count = step.rows[row.row]
+        if (row.ended or row.grammar_failed) and sequence.sampling.grammar is None:
+            raise BrokenResult("a row tells of a grammar that its sequence does not have")
         if not row.failed:
             _check_row(row, sequence, count, step.plan.flags[row.row], vocabulary)
         outcome[sequence] = row

@@ -21,6 +21,7 @@ class FinishReason(enum.StrEnum):
     """Why a sequence ended without an error."""
 
     STOP_TOKEN = "stop_token"  # end-of-sequence token or a stop id of the request; the token is reported too
+    GRAMMAR = "grammar"  # the output is complete and nothing may follow it; its last token is part of it
     LENGTH = "length"  # max_tokens or the model's window is reached
     CANCELLED = "cancelled"  # the client left, a stop string matched or a deadline passed
 

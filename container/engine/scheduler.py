@@ -66,7 +66,7 @@ class Scheduler:
     # Arrivals and departures
 
     def add(self, choices: list[Sequence]) -> None:
-        """Queue the choices of one request, all NEW.
+        """Queue the choices of one request, all NEW or all ASIDE.
 
         Siblings step aside until the first choice's prompt is in the prefix cache, where that helps.
         """

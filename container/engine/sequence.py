@@ -4,10 +4,10 @@ Owns: the table of legal states, token history, how much of it has keys and valu
 Must not know: other sequences, policy, the runner. Standard library only.
 Invariant: `computed` <= `total` = prompt + generated; only a RUNNING sequence holds a slot and blocks.
 
-    NEW ---> HELD ---> WAITING ---> RUNNING ---> FINISHED    every queued state may go to FINISHED
-     |                    ^          |   ^
-     +--------------------+          v   |
-                                   PREEMPTED
+    NEW ---> ASIDE ---> HELD ---> WAITING ---> RUNNING ---> FINISHED    every queued state may go to FINISHED
+     |         |         ^          ^           |   ^
+     |         +---------|----------+           v   |
+     +-------------------+----------+         PREEMPTED
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class State(enum.Enum):
     """Where a sequence stands."""
 
     NEW = "new"  # made, not queued yet
+    ASIDE = "aside"  # its grammar is being compiled
     HELD = "held"  # a sibling waiting for the first choice's prompt, to take it from the prefix cache
     WAITING = "waiting"
     RUNNING = "running"  # owns a slot and blocks
@@ -39,7 +40,8 @@ class State(enum.Enum):
 
 LEGAL: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
     {
-        State.NEW: frozenset({State.HELD, State.WAITING}),
+        State.NEW: frozenset({State.ASIDE, State.HELD, State.WAITING}),
+        State.ASIDE: frozenset({State.HELD, State.WAITING, State.FINISHED}),
         State.HELD: frozenset({State.WAITING, State.FINISHED}),
         State.WAITING: frozenset({State.RUNNING, State.FINISHED}),
         State.RUNNING: frozenset({State.PREEMPTED, State.FINISHED}),

@@ -2,8 +2,7 @@
 
 Owns: the order of starting up, the choice between native and compat, what is told about the model.
 Must not know: processes, environment variables, HTTP.
-Invariant: native only after both probes passed; otherwise compat, with the reason, or a refusal. A model held
-by several ranks runs natively or not at all.
+Invariant: native only after both probes passed; otherwise compat, with the reason, or a refusal.
 """
 
 from __future__ import annotations
@@ -17,13 +16,18 @@ from typing import Any, Final
 import torch
 
 from container.engine.step import Capacity, Runner
-from container.model import division, probe, shape
+from container.model import division, probe, shape, surgery
 from container.model.compat import CompatRunner, PlainModel
+from container.model.grammar import GrammarCache
 from container.model.group import Group
 from container.model.kv_cache import KVCache, LayerShape
-from container.model.load import LoadedModel, quiet, read_config
+from container.model.load import LoadedModel, model_class, quiet, read_config
+from container.model.masks import masks_over
 from container.model.packed import PackedModel
+from container.model.positions import freeze_positions
+from container.model.preparation import Preparation, facts_of
 from container.model.probe import Measured, ProbeFailed, ProbeReason
+from container.model.quantize_checkpoint import full_precision
 from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler
 from container.model.shape import RunnerConfig, Sizes
 from container.model.source import ModelSource
@@ -54,6 +58,10 @@ class ModelFacts:
     dtype: str
     eos_token_ids: tuple[int, ...]
     seconds: dict[str, float] = field(default_factory=dict)  # by phase of loading
+    fused: dict[str, int] = field(default_factory=dict)  # modules replaced, by surgery.Part
+    quantize: str = "none"  # the scheme, one of quantize_choose.Scheme
+    quantize_reason: str = ""  # why this one
+    quantized: str = ""  # what was quantized and what was left, in counts
 
 
 class _Clock:
@@ -77,17 +85,24 @@ def build_runner(
     progress: Callable[[str], None],
     group: Group | None = None,
     steps: LayerSteps | None = None,
+    *,
+    grammars: GrammarCache | None = None,
 ) -> tuple[Runner, ModelFacts]:
     """Return a runner for this rank's part of the model in `source`, and facts about the model.
 
+    With `grammars` (see container.model.grammar.over) sampling can be held to them, where they are available.
     Sets torch's thread count for the process. `progress` receives a short phrase per phase. All ranks of
     `group` must call this together; the runners of ranks other than 0 follow: they take the same plans and
     return results without rows. Raises LoadError (ShardRefused where the model cannot be divided),
-    SourceError, SizingError, GroupBroken, and ModelRefused when only compat would do and it is off.
+    SourceError, SizingError, QuantizeRefused, GroupBroken, and ModelRefused when only compat would do and it
+    is off.
     """
     from container.model.sampler import Sampler, score
 
-    return assemble(config, source, progress, Sampler, score, group, steps)
+    def make_sampler(vocabulary: int) -> Sampler:
+        return Sampler(vocabulary, masks_over(grammars, vocabulary, shape.physical_cores()))
+
+    return assemble(config, source, progress, make_sampler, score, group, steps)
 
 
 def assemble(
@@ -99,111 +114,164 @@ def assemble(
     group: Group | None = None,
     steps: LayerSteps | None = None,
 ) -> tuple[Runner, ModelFacts]:
-    """As build_runner, with the sampler given: a factory that takes the vocabulary, and a scorer."""
-    steps = steps or LayerSteps()
+    """As build_runner, with the sampler given: a factory that takes the vocabulary, and a scorer.
+
+    `steps` stand in for those that the settings ask for (parts prepared beforehand).
+    """
+    start = _Start(config, source, progress, group, steps)
     if group is not None and group.size > 1:
-        return _assemble_rank(config, source, progress, make_sampler, score, group, steps)
-    clock = _Clock()
-    torch.set_num_threads(shape.compute_threads(config.threads, shape.physical_cores()))
-    dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
-    reason: ProbeReason | None = None
-    measured: Measured | None = None
-    try:
-        progress("checking structure")
-        with clock.phase("probe_structure"):
-            quiet()
-            probe.probe_structure(read_config(source))
-    except ProbeFailed as failure:
-        reason = failure.reason
-    with clock.phase("load"):
-        loaded = steps.load(source, dtype, lambda text: shape.wanted_tokens(text, config), progress)
-    if reason is None:
-        progress("comparing with the reference")
-        with clock.phase("probe_weights"), steps.comparing():
+        return start.rank(make_sampler, score, group)
+    return start.alone(make_sampler, score)
+
+
+class _Start:
+    """One start of a model: the phases in their order, alone or as one of several ranks."""
+
+    def __init__(
+        self,
+        config: RunnerConfig,
+        source: ModelSource,
+        progress: Callable[[str], None],
+        group: Group | None,
+        steps: LayerSteps | None,
+    ) -> None:
+        self._config = config
+        self._progress = progress
+        self._clock = _Clock()
+        self._dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
+        self._source = full_precision(source, self._dtype)
+        self._given = steps
+        self._together = group is not None and group.size > 1
+        torch.set_num_threads(division.threads(config, group.size if group is not None else 1))
+        quiet()
+
+    def alone(self, make_sampler: Callable[[int], SlotSampler], score: Scorer) -> tuple[Runner, ModelFacts]:
+        """Return the runner of a model that one process holds."""
+        config, clock = self._config, self._clock
+        reason: ProbeReason | None = None
+        measured: Measured | None = None
+        try:
+            self._progress("checking structure")
+            with clock.phase("probe_structure"):
+                probe.probe_structure(read_config(self._source))
+        except ProbeFailed as failure:
+            reason = failure.reason
+        prepared, loaded = self._load(surgery.parts(config.surgery))
+        if reason is None:
             try:
-                measured = _probe_weights(loaded, steps)
+                measured = self._judge(prepared, loaded)
             except ProbeFailed as failure:
                 reason = failure.reason
-    wanted = shape.wanted_tokens(loaded.text_config, config)
-    facts = _facts(loaded, reason, dtype, clock)
-    if measured is not None:
-        sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype))
-        return _native(loaded, measured, sizes, config, make_sampler, score), facts
-    assert reason is not None
-    if not config.compat:
-        raise ModelRefused(reason)
-    with clock.phase("probe_compat"):
-        runner = _compat(loaded, config, wanted, make_sampler, score)
-    return runner, facts
+        if measured is None and reason is not None and prepared.fused_unjudged:
+            prepared, loaded = self._load(frozenset())
+            try:
+                measured, reason = self._judge(prepared, loaded), None
+            except ProbeFailed as failure:
+                reason = failure.reason
+        facts = self._facts(loaded, reason, prepared)
+        if measured is not None:
+            return self._native(loaded, measured, make_sampler, score), facts
+        assert reason is not None
+        if not config.compat:
+            raise ModelRefused(reason)
+        with clock.phase("probe_compat"):
+            runner = _compat(loaded, config, self._wanted(loaded.text_config), make_sampler, score)
+        return runner, facts
 
+    def rank(
+        self, make_sampler: Callable[[int], SlotSampler], score: Scorer, group: Group
+    ) -> tuple[Runner, ModelFacts]:
+        """Return this rank's runner of a model that `group` holds together."""
+        config, clock = self._config, self._clock
+        try:
+            self._progress("checking structure")
+            with clock.phase("probe_structure"):
+                probe.probe_structure(read_config(self._source))
+                division.probe_division(read_config(self._source), group)
+            prepared, loaded = self._load(surgery.parts(config.surgery), group)
+            steps = self._steps(prepared)
+            self._progress("comparing with the reference")
+            with clock.phase("probe_weights"), steps.comparing():
+                measured = division.probe_shards(loaded, group, lambda: steps.after_reference(loaded))
+        except ProbeFailed as failure:
+            raise division.refuse(failure, group.size) from None
+        wanted = self._wanted(loaded.text_config)
+        sizes = self._sizes(measured, wanted, division.budget_bytes(config, group))
+        sizes = replace(sizes, blocks=group.minimum(sizes.blocks))
+        division.check_positions_kept(loaded, wanted, sizes)
+        division.agree(config, loaded, measured, sizes, steps.kernels(), group)
+        sampler = make_sampler if group.rank == 0 else _no_sampler
+        runner = _native(loaded, measured, sizes, config, sampler, score, group)
+        return runner, self._facts(loaded, None, prepared)
 
-def _assemble_rank(
-    config: RunnerConfig,
-    source: ModelSource,
-    progress: Callable[[str], None],
-    make_sampler: Callable[[int], SlotSampler],
-    score: Scorer,
-    group: Group,
-    steps: LayerSteps,
-) -> tuple[Runner, ModelFacts]:
-    """As assemble, for one of several ranks."""
-    clock = _Clock()
-    torch.set_num_threads(division.threads(config, group.size))
-    dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
-    try:
-        progress("checking structure")
-        with clock.phase("probe_structure"):
-            quiet()
-            probe.probe_structure(read_config(source))
-            division.probe_division(read_config(source), group)
-        with clock.phase("load"):
-            loaded = steps.load(
-                source,
-                dtype,
-                lambda text: shape.wanted_tokens(text, config),
-                progress,
-                group.rank,
-                group.size,
+    def _steps(self, prepared: Preparation) -> LayerSteps:
+        return self._given or prepared.steps
+
+    def _load(
+        self, parts: frozenset[surgery.Part], group: Group | None = None
+    ) -> tuple[Preparation, LoadedModel]:
+        config = read_config(self._source)
+        model_class(config)  # a configuration without a model is refused before anything is chosen
+        prepared = Preparation(
+            self._config.quantize, facts_of(config, self._dtype), parts, together=self._together
+        )
+        place = () if group is None else (group.rank, group.size)
+        with self._clock.phase("load"):
+            loaded = self._steps(prepared).load(
+                self._source, self._dtype, self._wanted, self._progress, *place
             )
-        progress("comparing with the reference")
-        with clock.phase("probe_weights"), steps.comparing():
-            measured = division.probe_shards(loaded, group, lambda: steps.after_reference(loaded))
-    except ProbeFailed as failure:
-        raise division.refuse(failure, group.size) from None
-    budget = division.budget_bytes(config, group)
-    wanted = shape.wanted_tokens(loaded.text_config, config)
-    sizes = shape.size(config, wanted, shape.kv_bytes_per_token(measured.layers, dtype), budget)
-    sizes = replace(sizes, blocks=group.minimum(sizes.blocks))
-    division.agree(config, loaded, measured, sizes, steps.kernels(), group)
-    sampler = make_sampler if group.rank == 0 else _no_sampler
-    runner = _native(loaded, measured, sizes, config, sampler, score, group)
-    return runner, _facts(loaded, None, dtype, clock)
+        if self._given is None:
+            if group is None:
+                prepared.check(loaded.model, loaded.text_config.vocab_size)
+            else:
+                prepared.complete(loaded.model)
+        return prepared, loaded
+
+    def _judge(self, prepared: Preparation, loaded: LoadedModel) -> Measured:
+        self._progress("comparing with the reference")
+        steps = self._steps(prepared)
+        with self._clock.phase("probe_weights"), steps.comparing():
+            if self._given is not None:
+                steps.after_reference(loaded)
+            return prepared.judge(loaded)
+
+    def _wanted(self, text: Any) -> int:
+        return shape.wanted_tokens(text, self._config)
+
+    def _sizes(self, measured: Measured, wanted: int, budget_bytes: int | None = None) -> Sizes:
+        windows = shape.kv_bytes_by_window(measured.layers, self._dtype)
+        token_bytes = shape.kv_bytes_per_token(measured.layers, self._dtype)
+        return shape.size(self._config, wanted, token_bytes, budget_bytes, windows=windows)
+
+    def _native(
+        self,
+        loaded: LoadedModel,
+        measured: Measured,
+        make_sampler: Callable[[int], SlotSampler],
+        score: Scorer,
+    ) -> NativeRunner:
+        sizes = self._sizes(measured, self._wanted(loaded.text_config))
+        freeze_positions(loaded.model, sizes.sequence_tokens)  # memory may allow less than was wanted
+        return _native(loaded, measured, sizes, self._config, make_sampler, score)
+
+    def _facts(self, loaded: LoadedModel, reason: ProbeReason | None, prepared: Preparation) -> ModelFacts:
+        return ModelFacts(
+            runner="native" if reason is None else "compat",
+            reason=reason,
+            architecture=loaded.architecture,
+            parameters=loaded.parameters,
+            dtype=str(self._dtype).removeprefix("torch."),
+            eos_token_ids=loaded.eos_token_ids,
+            seconds=self._clock.seconds,
+            fused=prepared.fused,
+            quantize=prepared.choice.scheme.value,
+            quantize_reason=prepared.choice.reason,
+            quantized=prepared.report.describe(),
+        )
 
 
 def _no_sampler(vocabulary: int) -> SlotSampler:  # noqa: ARG001 - a factory like any other
     return NoSampler()
-
-
-def _facts(loaded: LoadedModel, reason: ProbeReason | None, dtype: torch.dtype, clock: _Clock) -> ModelFacts:
-    return ModelFacts(
-        runner="native" if reason is None else "compat",
-        reason=reason,
-        architecture=loaded.architecture,
-        parameters=loaded.parameters,
-        dtype=str(dtype).removeprefix("torch."),
-        eos_token_ids=loaded.eos_token_ids,
-        seconds=clock.seconds,
-    )
-
-
-def _probe_weights(loaded: LoadedModel, steps: LayerSteps) -> Measured:
-    """Probe B: the real weights, before and after surgery and the hook; raises ProbeFailed."""
-    text = loaded.text_config
-    sequences = probe.probe_sequences(text.vocab_size)
-    references = probe.reference_logits(loaded.model, sequences)
-    steps.after_reference(loaded)
-    probe.hooked(loaded.use_hook)
-    return probe.compare(loaded.model, sequences, references, text.num_hidden_layers)
 
 
 def _native(

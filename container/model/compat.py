@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from container.engine.step import Capacity, StepPlan, StepResult
-from container.model.runner import PlanRow, Scorer, SlotSampler, SlotTable, plan_rows, step_result
+from container.model.runner import PlanRow, Scorer, SlotSampler, SlotTable, plan_rows, prepare, step_result
 
 CACHE_NAMES: Final = (
     "past_key_values",
@@ -109,7 +109,7 @@ class CompatRunner:
         self._plain = plain
         self._sampler = sampler
         self._score = score
-        self._capacity = capacity
+        self._capacity = replace(capacity, grammar=sampler.holds_grammars)
         self._slots = SlotTable()
         self._pasts: dict[int, Past] = {}
 
@@ -128,6 +128,7 @@ class CompatRunner:
             self._pasts[assignment.slot] = Past()
             self._sampler.assign(assignment)
         rows = plan_rows(plan)
+        prepare(rows, self._sampler)
         parts = [self._advance(row) for row in rows]
         if not parts:
             return StepResult(plan.number)

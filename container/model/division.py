@@ -30,8 +30,9 @@ from container.model.errors import ShardRefused
 from container.model.group import Group
 from container.model.load import BUILDING, LoadedModel, load
 from container.model.parallel import arm
+from container.model.positions import GIVEN
 from container.model.probe import Measured, ProbeFailed
-from container.model.shape import RunnerConfig, Sizes
+from container.model.shape import RunnerConfig, Sizes, SizingError
 from container.model.shrink import shrink
 from container.model.source import StoredTensor
 
@@ -131,10 +132,24 @@ def budget_bytes(config: RunnerConfig, group: Group) -> int:
     return group.minimum(own) * BUDGET_UNIT
 
 
+def check_positions_kept(loaded: LoadedModel, wanted: int, sizes: Sizes) -> None:
+    """Raise SizingError where memory allows less than `wanted` and positions were frozen for that.
+
+    They are computed from the whole model's head counts, which a rank no longer has, so they cannot be
+    chosen again for a shorter length.
+    """
+    frozen = any(getattr(module, GIVEN, None) for module in loaded.model.modules())
+    if frozen and sizes.sequence_tokens != wanted:
+        raise SizingError(
+            f"memory holds sequences of {sizes.sequence_tokens} tokens, positions were chosen for {wanted}\n"
+            f"hint: set `sequence_tokens` to at most {sizes.sequence_tokens}"
+        )
+
+
 def threads(config: RunnerConfig, size: int) -> int:
-    """Return torch's thread count for one of `size` ranks on one machine."""
-    if config.threads is not None:
-        return config.threads
+    """Return torch's thread count for one of `size` ranks on one machine; raises SizingError."""
+    if config.threads is not None or size == 1:
+        return shape.compute_threads(config.threads, shape.physical_cores())
     return max(1, shape.compute_threads(None, shape.physical_cores()) // size)
 
 

@@ -2,8 +2,8 @@
 
 Owns: reading `quantization_config`, which methods are understood, the arithmetic back to dense weights.
 Must not know: transformers, modules, which scheme the weights will be served in.
-Invariant: every weight is yielded once, dense, whatever order its pieces come in; a piece that never finds
-the rest is a refusal, not a silent loss. Nothing here names a tensor in an error.
+Invariant: every weight is handed out once, dense once it is read, whatever order its pieces come in; a piece
+that never finds the rest is a refusal, not a silent loss. Nothing here names a tensor in an error.
 
 Understood, each with one scale or many per weight:
 
@@ -18,12 +18,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from container.model.source import ModelSource, SourceError, read_json
+from container.model.source import ModelSource, SourceError, StoredTensor, read_json
 
 CONFIG: Final = "config.json"
 KEY: Final = "quantization_config"
@@ -123,15 +124,15 @@ def _compressed(settings: dict[str, Any]) -> Scaling:
 
 @dataclass(slots=True)
 class _Pieces:
-    """What has come of one weight."""
+    """What is stored of one layer's weight."""
 
-    weight: Tensor | None = None
-    scale: Tensor | None = None
-    offset: Tensor | None = None
+    weight: StoredTensor | None = None
+    scale: StoredTensor | None = None
+    offset: StoredTensor | None = None
 
 
 class FullPrecisionSource:
-    """A model source whose weights are unpacked on their way; holds what waits for its other half."""
+    """A model source whose weights are unpacked when they are read."""
 
     def __init__(
         self, source: ModelSource, config: dict[str, Any], scaling: Scaling, dtype: torch.dtype
@@ -144,44 +145,55 @@ class FullPrecisionSource:
     def file(self, name: str) -> bytes | None:
         return self._config if name == CONFIG else self._source.file(name)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every weight once; raises SourceError where a scale or a weight never comes."""
-        waiting: dict[str, _Pieces] = {}
-        for name, tensor in self._source.tensors():
+    def stored(self) -> Iterator[tuple[str, StoredTensor]]:
+        """Yield every weight once; raises SourceError where a scale's weight never comes.
+
+        Reading one raises SourceError where its scale is lacking or does not fit.
+        """
+        layers: dict[str, _Pieces] = {}
+        for name, tensor in self._source.stored():
             layer, _, kind = name.rpartition(".")
+            if kind in REORDERED:
+                raise CheckpointRefused("in a layout not known here")
             if kind in DROPPED:
                 continue
+            pieces = layers.setdefault(layer, _Pieces())
             if kind in SCALE_NAMES:
-                waiting.setdefault(layer, _Pieces()).scale = tensor
+                pieces.scale = tensor
             elif kind == ZERO_POINT:
-                waiting.setdefault(layer, _Pieces()).offset = tensor
-            elif kind == WEIGHT and tensor.dtype in STORED:
-                waiting.setdefault(layer, _Pieces()).weight = tensor
-            elif tensor.dtype in UNPAIRED or kind in REORDERED:
-                raise CheckpointRefused("in a layout not known here")
+                pieces.offset = tensor
+            elif kind == WEIGHT:
+                pieces.weight = tensor
             else:
-                yield name, tensor
-                continue
-            pieces = waiting[layer]
-            if pieces.offset is not None or not self._scaling.offsets:
-                dense = self._dense(pieces)
-                if dense is not None:
-                    del waiting[layer]
-                    yield f"{layer}.{WEIGHT}", dense
-        for layer, pieces in waiting.items():  # weights without a zero point among others that have one
-            dense = self._dense(pieces)
-            if dense is None:
+                yield name, StoredTensor(tensor.shape, partial(_plain, tensor))
+        for layer, pieces in layers.items():
+            if pieces.weight is not None:
+                dense = partial(self._dense, pieces.weight, pieces)
+                yield f"{layer}.{WEIGHT}", StoredTensor(pieces.weight.shape, dense)
+            elif pieces.scale is not None or pieces.offset is not None:
                 raise SourceError("a quantized weight lacks its scale, or a scale its weight")
-            yield f"{layer}.{WEIGHT}", dense
 
-    def _dense(self, pieces: _Pieces) -> Tensor | None:
-        """Return the weight in full precision, None while its scale or itself is missing."""
-        if pieces.weight is None or pieces.scale is None:
-            return None
-        dense, block = pieces.weight.float(), self._scaling.block
+    def _dense(self, weight: StoredTensor, pieces: _Pieces) -> Tensor:
+        """Return the weight in full precision."""
+        packed = weight.read()
+        if packed.dtype not in STORED and pieces.scale is None and pieces.offset is None:
+            if packed.dtype in UNPAIRED:
+                raise CheckpointRefused("in a layout not known here")
+            return packed
+        if pieces.scale is None or packed.dtype not in STORED:
+            raise SourceError("a quantized weight lacks its scale, or a scale its weight")
+        dense, block = packed.float(), self._scaling.block
         if pieces.offset is not None:
-            dense = dense - spread(pieces.offset.float(), dense.shape, block)
-        return dense.mul_(spread(pieces.scale.float(), dense.shape, block)).to(self._dtype)
+            dense = dense - spread(pieces.offset.read().float(), dense.shape, block)
+        return dense.mul_(spread(pieces.scale.read().float(), dense.shape, block)).to(self._dtype)
+
+
+def _plain(stored: StoredTensor) -> Tensor:
+    """Return a tensor that has no scale; raises CheckpointRefused for one that needs it."""
+    tensor = stored.read()
+    if tensor.dtype in UNPAIRED:
+        raise CheckpointRefused("in a layout not known here")
+    return tensor
 
 
 def spread(scale: Tensor, shape: torch.Size, block: tuple[int, int] | None) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -27,6 +27,7 @@ from container.engine.step import (
     StepPlan,
     StepResult,
 )
+from container.model.masks import Verdict
 from container.model.packed import PackedModel, PackedRow
 from container.model.shape import Sizes
 
@@ -36,11 +37,18 @@ SCORE_ROWS = 64  # positions scored at once: bounds the copy that log-softmax ma
 class SlotSampler(Protocol):
     """Draws tokens for slots; container.model.sampler.Sampler is the real one."""
 
+    @property
+    def holds_grammars(self) -> bool: ...
+
     def assign(self, assignment: SlotAssignment) -> None: ...
 
     def release(self, slot: int) -> None: ...
 
     def reset(self) -> None: ...
+
+    def prepare(self, slots: Sequence[int]) -> None: ...
+
+    def verdict(self, slot: int) -> Verdict | None: ...
 
     def sample(
         self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
@@ -50,8 +58,17 @@ class SlotSampler(Protocol):
 class NoSampler:
     """The sampler of ranks that follow: they compute every step and draw nothing."""
 
+    holds_grammars = False
+
     def assign(self, assignment: SlotAssignment) -> None:
         """Nothing is remembered."""
+
+    def prepare(self, slots: Sequence[int]) -> None:
+        """Nothing is drawn later."""
+
+    def verdict(self, slot: int) -> Verdict | None:  # noqa: ARG002 - the protocol's
+        """No grammar is held to."""
+        return None
 
     def release(self, slot: int) -> None:
         """Nothing was remembered."""
@@ -148,6 +165,11 @@ def plan_rows(plan: StepPlan) -> list[PlanRow]:
     return rows
 
 
+def prepare(rows: list[PlanRow], sampler: SlotSampler) -> None:
+    """Let the sampler begin what can be computed beside the forward pass of `rows`; call it just before."""
+    sampler.prepare([row.slot for row in rows if row.samples])
+
+
 def step_result(
     plan: StepPlan, rows: list[PlanRow], logits: Tensor, slots: SlotTable, sampler: SlotSampler, score: Scorer
 ) -> StepResult:
@@ -170,7 +192,12 @@ def step_result(
             continue
         prompt = _prompt_logprobs(row, logits, slots[row.slot].assignment, score) if row.scored else ()
         token = drawn.get(row.row)
-        result.rows.append(RowResult(row.row, token, row.samples and token is None, prompt))
+        outcome = RowResult(row.row, token, row.samples and token is None, prompt)
+        if row.samples:
+            verdict = sampler.verdict(row.slot)
+            outcome.ended = verdict is Verdict.COMPLETE
+            outcome.grammar_failed = verdict is Verdict.FAILED
+        result.rows.append(outcome)
     return result
 
 
@@ -199,7 +226,7 @@ class NativeRunner:
         self._sampler = sampler
         self._score = score
         self._sizes = sizes
-        self._capacity = capacity
+        self._capacity = replace(capacity, grammar=sampler.holds_grammars)
         self._slots = SlotTable()
 
     def capacity(self) -> Capacity:
@@ -223,6 +250,7 @@ class NativeRunner:
         rows = plan_rows(plan)
         if not rows:
             return StepResult(plan.number)
+        prepare(rows, self._sampler)
         packed = [_packed_row(row) for row in rows]
         logits = self._packed.logits(packed)
         if logits is None:

@@ -38,12 +38,12 @@ from container.model.load import (
     REFERENCE_ATTENTIONS,
     LoadedModel,
     end_of_sequence,
-    freeze_positions,
     load,
     model_class,
     quiet,
     read_config,
 )
+from container.model.positions import freeze_positions
 from container.model.shard import Finish, divide_counts, finish_empty
 from container.model.source import ModelSource
 

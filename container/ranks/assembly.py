@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from container.engine.engine import Engine, EngineLimits
+from container.engine.grammar import Grammars
 from container.engine.request import EngineRequest, RequestKey, SamplingParams
 from container.engine.step import Runner
 from container.ranks.config import EngineConfig, encode
@@ -57,6 +58,7 @@ class Loaded:
     runner: Runner
     kind: str  # "native" or "compat"
     reason: str | None  # closed code when compat
+    grammars: Grammars | None = None  # what compiles for the runner's sampler
 
 
 Loader = Callable[[EngineConfig, Report, Place], Loaded]
@@ -75,8 +77,10 @@ def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
     # one that does not run. Two threads on two cores, 30 layers of the demo model's GEMMs at 32 rows: 0.42 s
     # against 0.16 s asleep; while another process uses one core, 9.5 s against 0.36 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from container.model.build import ModelFacts, ModelRefused, build_runner
+    from container.model import grammar
+    from container.model.build import ModelRefused, build_runner
     from container.model.load import LoadError
+    from container.model.quantize_choose import QuantizeRefused
     from container.model.shape import SizingError
     from container.model.source import DirectorySource, SourceError
 
@@ -88,15 +92,17 @@ def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
         report(phase)
 
     try:
-        build: Callable[..., tuple[Runner, ModelFacts]] = build_runner
-        together = {} if place.size == 1 else {"group": _group(config, place)}
+        source = DirectorySource(config.model_dir)
+        # Its tokenizer is built while the weights load; who follows draws nothing.
+        grammars = grammar.over(source) if place.rank == 0 else None
+        group = None if place.size == 1 else _group(config, place)
         settings = runner_config(config, place.size)
-        runner, facts = build(settings, DirectorySource(config.model_dir), progress, **together)
-    except SizingError as error:
+        runner, facts = build_runner(settings, source, progress, group, grammars=grammars)
+    except (SizingError, QuantizeRefused) as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     except (SourceError, LoadError, ModelRefused) as error:
         raise StartFailed(StartFault.MODEL_REFUSED, str(error)) from None
-    return Loaded(runner, facts.runner, None if facts.reason is None else facts.reason.value)
+    return Loaded(runner, facts.runner, None if facts.reason is None else facts.reason.value, grammars)
 
 
 def _group(config: EngineConfig, place: Place) -> Group:
@@ -143,7 +149,8 @@ def assemble(
     runner = loaded.runner if lead is None else lead(loaded.runner)
     try:
         # the runner's slots are the running limit already, fitted to memory
-        engine = Engine(runner, EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s))
+        limits = EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s)
+        engine = Engine(runner, limits, grammars=loaded.grammars)
     except ValueError as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     report(LoadPhase.WARMUP)

@@ -17,10 +17,12 @@ from container.engine.request import (
     SequenceDelta,
 )
 from container.engine.step import Capacity
+from tests.engine.fake_grammars import FakeGrammars
 from tests.engine.fake_runner import FakeRunner, expected_tokens
 
 BOOT_KEY = bytes(range(32))
 VOCABULARY = 997
+COMPLETE = (FinishReason.LENGTH, FinishReason.STOP_TOKEN, FinishReason.GRAMMAR)
 
 
 def capacity(**changes: int | bool) -> Capacity:
@@ -31,6 +33,7 @@ def capacity(**changes: int | bool) -> Capacity:
         "step_tokens": 32,
         "sequence_tokens": 128,
         "vocabulary": VOCABULARY,
+        "grammar": True,
     }
     return Capacity(**(sizes | changes))  # type: ignore[arg-type]
 
@@ -93,13 +96,15 @@ class Bench:
         **sizes: int | bool,
     ) -> None:
         self.clock = Clock()
-        self.runner = FakeRunner(capacity(**sizes))
+        self.grammars = FakeGrammars()
+        self.runner = FakeRunner(capacity(**sizes), self.grammars)
         self.step_s = step_s
         self.engine = Engine(
             self.runner,
             limits or EngineLimits(waiting=10_000, waiting_s=1e9),
             clock=self.clock,
             boot_key=boot_key,
+            grammars=self.grammars,
         )
         self.requests: dict[RequestKey, EngineRequest] = {}
         self.choices: dict[tuple[RequestKey, int], Choice] = defaultdict(Choice)
@@ -144,6 +149,7 @@ class Bench:
         stats = self.engine.stats()
         assert (stats.waiting, stats.running, stats.in_flight, stats.kv_blocks_used) == (0, 0, 0, 0)
         assert stats.accepted == stats.completed + stats.failed + stats.cancelled
+        assert not +self.grammars.holds, "a grammar is held for nobody"
 
     def choice(self, id: int, choice: int = 0, connection: int = 0) -> Choice:
         return self.choices[RequestKey(connection, id), choice]
@@ -157,5 +163,5 @@ class Bench:
             asked = self.requests[key]
             for number in range(asked.choices):
                 got = self.choices[key, number]
-                assert got.error is None and got.finish in (FinishReason.LENGTH, FinishReason.STOP_TOKEN)
+                assert got.error is None and got.finish in COMPLETE
                 assert got.tokens == expected_tokens(asked, number, VOCABULARY)

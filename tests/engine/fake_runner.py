@@ -28,6 +28,7 @@ from container.engine.step import (
     StepPlan,
     StepResult,
 )
+from tests.engine.fake_grammars import FakeGrammars, turn
 
 POISON = -1  # what a block holds that nobody has written since it was handed out
 
@@ -67,9 +68,13 @@ def expected_tokens(request: EngineRequest, choice: int, vocabulary: int) -> lis
     while len(tokens) < request.max_tokens:
         held = len(tokens) < request.min_tokens
         banned = set(request.stop_token_ids) if held else set()
+        if turn(request.sampling) == ("breaks", len(tokens) + 1):
+            break
         tokens.append(next_token(history, sampling, vocabulary, banned))
         history.append(tokens[-1])
         if not held and tokens[-1] in request.stop_token_ids:
+            break
+        if turn(request.sampling) == ("ends", len(tokens)):
             break
     return tokens
 
@@ -87,8 +92,9 @@ class FakeRunner:
     `fault` is asked before each step and may raise; `bad_rows` names rows that come back failed.
     """
 
-    def __init__(self, capacity: Capacity) -> None:
+    def __init__(self, capacity: Capacity, grammars: FakeGrammars | None = None) -> None:
         self._capacity = capacity
+        self._grammars = grammars or FakeGrammars()
         self.fault: Callable[[StepPlan], None] = lambda plan: None
         self.bad_rows: Callable[[StepPlan], set[int]] = lambda plan: set()
         self.alter: Callable[[StepResult], StepResult] = lambda result: result
@@ -127,6 +133,7 @@ class FakeRunner:
         for assignment in plan.assigns:
             require(assignment.slot not in self.slots, "a slot is assigned twice")
             require(0 <= assignment.slot < self._capacity.slots, "a slot does not exist")
+            require(self._grammars.usable(assignment.sampling.grammar), "a grammar is not ready or not held")
             self.slots[assignment.slot] = _Slot(assignment)
         self._extend_tables(plan)
         for assignment in plan.assigns:
@@ -225,6 +232,10 @@ class FakeRunner:
         given, history = slot.assignment, self._read(slot)
         result = RowResult(row)
         if flags & ROW_SAMPLES:
+            made = len(history) + 1 - given.prompt_tokens
+            if turn(given.sampling) == ("breaks", made):
+                return RowResult(row, failed=True, grammar_failed=True)
+            result.ended = turn(given.sampling) == ("ends", made)
             banned = set(given.stop_token_ids) if flags & ROW_HOLDS_STOPS else set()
             token = next_token(history, given.sampling, self._capacity.vocabulary, banned)
             asked = given.sampling.top_logprobs is not None

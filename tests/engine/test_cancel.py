@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from container.engine.request import FinishReason, RequestKey
+from container.engine.grammar import GrammarState
+from container.engine.request import EngineRequest, FinishReason, RequestKey, SamplingParams
 from container.engine.sequence import State
 from tests.engine.bench import VOCABULARY, Bench, request
+from tests.engine.fake_grammars import grammar
 from tests.engine.fake_runner import expected_tokens
 
 KEY = RequestKey(0, 1)
@@ -62,6 +64,59 @@ def finished(bench: Bench) -> None:
     bench.run()
 
 
+def grammar_compiling(bench: Bench) -> None:
+    bench.submit(held_to("ends 30", choices=3), request(2, 6))
+    bench.step()
+    assert state_is(bench, State.ASIDE)
+
+
+def grammar_compiled_not_stepped(bench: Bench) -> None:
+    grammar_compiling(bench)
+    bench.grammars.settle("ends 30")
+
+
+def grammar_ready_waiting(bench: Bench) -> None:
+    grammar_compiling(bench)
+    bench.submit(request(3, 6, max_tokens=8))
+    bench.step()  # both slots are taken
+    bench.grammars.settle("ends 30")
+    bench.step()
+    assert state_is(bench, State.WAITING)
+
+
+def grammar_running(bench: Bench) -> None:
+    bench.grammars.at_once = True
+    bench.submit(held_to("ends 30"))
+    bench.step()
+    bench.step()
+    assert state_is(bench, State.RUNNING)
+
+
+def grammar_preempted(bench: Bench) -> None:
+    bench.grammars.at_once = True
+    bench.submit(request(0, 4, max_tokens=28), held_to("ends 27", prompt=4, max_tokens=28))
+    while not state_is(bench, State.PREEMPTED):
+        bench.step()
+
+
+def grammar_complete(bench: Bench) -> None:
+    bench.grammars.at_once = True
+    bench.submit(held_to("ends 2"))
+    bench.run()
+
+
+def held_to(text: str, prompt: int = 6, max_tokens: int = 20, choices: int = 1) -> EngineRequest:
+    sampling = SamplingParams(grammar=grammar(text))
+    return request(1, prompt, max_tokens=max_tokens, sampling=sampling, choices=choices)
+
+
+def settle_all(bench: Bench) -> None:
+    """Compilers go on when a request has left."""
+    for held, state in bench.grammars.states.items():
+        if state is GrammarState.COMPILING:
+            bench.grammars.settle(held.text)
+
+
 def unknown(bench: Bench) -> None:
     bench.submit(request(7, 6))
 
@@ -82,6 +137,12 @@ SETTINGS = [
     one_choice_done,
     finished,
     unknown,
+    grammar_compiling,
+    grammar_compiled_not_stepped,
+    grammar_ready_waiting,
+    grammar_running,
+    grammar_preempted,
+    grammar_complete,
 ]
 
 
@@ -103,6 +164,7 @@ def test_a_cancelled_request_ends_once_and_leaves_nothing_behind(setting, times)
         bench.engine.cancel(KEY)
         bench.engine.check()
     assert KEY not in bench.engine._live
+    settle_all(bench)
     bench.run()
     for number in open_choices:
         assert bench.choice(1, number).finish is FinishReason.CANCELLED
@@ -153,7 +215,15 @@ def test_the_name_of_an_ended_request_can_be_used_again():
     bench.check_complete(1)
 
 
-CHOICES = [not_stepped, siblings_held, siblings_waiting, one_choice_done]
+CHOICES = [
+    not_stepped,
+    siblings_held,
+    siblings_waiting,
+    one_choice_done,
+    grammar_compiling,
+    grammar_compiled_not_stepped,
+    grammar_ready_waiting,
+]
 
 
 @pytest.mark.parametrize("setting", CHOICES, ids=lambda setting: setting.__name__)
@@ -165,6 +235,7 @@ def test_a_cancelled_choice_ends_and_its_siblings_go_on_as_if_nothing_happened(s
         bench.engine.cancel(KEY, leaving)
         bench.engine.check()
     said = len(bench.choice(1, leaving).tokens)
+    settle_all(bench)
     bench.run()
     asked = bench.requests[KEY]
     for number in range(asked.choices):

@@ -6,8 +6,17 @@ import random
 
 import pytest
 
-from container.engine.request import ErrorCode, FinishReason, Refused, RequestKey, SamplingParams
-from tests.engine.bench import VOCABULARY, Bench, request
+from container.engine.grammar import GrammarState
+from container.engine.request import (
+    ErrorCode,
+    FinishReason,
+    Grammar,
+    Refused,
+    RequestKey,
+    SamplingParams,
+)
+from tests.engine.bench import COMPLETE, VOCABULARY, Bench, request
+from tests.engine.fake_grammars import grammar, turn
 from tests.engine.fake_runner import expected_tokens, prompt_logprob
 
 SHAPES = {
@@ -62,7 +71,9 @@ class Load:
                 max_tokens,
                 connection=draw.randrange(3),
                 sampling=SamplingParams(
-                    seed=draw.randrange(1 << 64), prompt_logprobs=draw.choice((None, None, None, 0))
+                    seed=draw.randrange(1 << 64),
+                    prompt_logprobs=draw.choice((None, None, None, 0)),
+                    grammar=self.grammar(),
                 ),
                 choices=draw.choice((1, 1, 1, 2, 4)),
                 min_tokens=draw.randint(0, max_tokens),
@@ -71,6 +82,21 @@ class Load:
                 cache_salt=draw.choice(("", "", "salt")),
             )
         )
+
+    def grammar(self) -> Grammar | None:
+        """None for most; some are shared by requests, some fail to compile, some fail later."""
+        what = self.random.choice((None, None, None, "ends", "ends", "breaks"))
+        return what and grammar(f"{what} {self.random.randint(1, 12)} {self.random.randrange(4)}")
+
+    def compile(self) -> None:
+        """Let some compilations come to an end; a grammar that failed is tried again when asked again."""
+        grammars = self.bench.grammars
+        for held, state in list(grammars.states.items()):
+            if state is GrammarState.COMPILING and self.random.random() < 0.2:
+                failed = self.random.random() < 0.2
+                grammars.states[held] = GrammarState.FAILED if failed else GrammarState.READY
+            elif not grammars.holds[held] and self.random.random() < 0.1:
+                del grammars.states[held]
 
     def run(self, steps: int) -> None:
         draw, bench = self.random, self.bench
@@ -83,11 +109,15 @@ class Load:
             if draw.random() < 0.005:
                 bench.engine.cancel_connection(draw.randrange(3))
                 bench.engine.check()
+            self.compile()
             bench.step()
         bench.engine.drain()
         with pytest.raises(Refused):
             bench.engine.submit(request(1_000_000))
-        bench.run()
+        while bench.engine.has_work:
+            self.compile()
+            bench.step()
+        bench.check_idle()
         self.judge()
 
     def judge(self) -> None:
@@ -96,12 +126,15 @@ class Load:
             asked = self.bench.requests[key]
             expected = expected_tokens(asked, number, VOCABULARY)
             assert got.tokens == expected[: len(got.tokens)]
-            if got.finish in (FinishReason.LENGTH, FinishReason.STOP_TOKEN):
+            if got.finish in COMPLETE:
                 assert got.tokens == expected
+            if got.finish is FinishReason.GRAMMAR:
+                assert turn(asked.sampling) == ("ends", len(got.tokens))
             if got.prompt_logprobs is not None:
                 ends = range(1, len(asked.prompt))
                 assert got.prompt_logprobs == [prompt_logprob(asked.prompt[: end + 1]) for end in ends]
             allowed = {ErrorCode.INTERNAL, ErrorCode.NUMERICAL} if self.faults else set()
+            allowed |= {ErrorCode.GRAMMAR} if asked.sampling.grammar is not None else set()
             assert got.error is None or got.error in allowed
 
 
@@ -135,5 +168,6 @@ def test_a_connection_that_is_gone_gets_no_more_deltas():
     load.bench.engine.cancel(RequestKey(1, next(k.id for k in load.bench.engine._live if k.connection == 1)))
     load.bench.engine.cancel_connection(1)
     while load.bench.engine.has_work:
+        load.compile()
         assert all(delta.key.connection != 1 for delta in load.bench.step())
     load.bench.check_idle()

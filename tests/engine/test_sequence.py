@@ -13,6 +13,10 @@ from tests.engine.bench import request
 ARROWS = {
     (State.NEW, State.HELD),
     (State.NEW, State.WAITING),
+    (State.NEW, State.ASIDE),
+    (State.ASIDE, State.HELD),
+    (State.ASIDE, State.WAITING),
+    (State.ASIDE, State.FINISHED),
     (State.HELD, State.WAITING),
     (State.HELD, State.FINISHED),
     (State.WAITING, State.RUNNING),

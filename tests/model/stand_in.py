@@ -24,6 +24,14 @@ class GreedySampler:
     def assign(self, assignment: SlotAssignment) -> None:
         self.assigned[assignment.slot] = assignment
 
+    holds_grammars = False
+
+    def prepare(self, slots: Sequence[int]) -> None:
+        assert all(slot in self.assigned for slot in slots)
+
+    def verdict(self, slot: int) -> None:
+        return None
+
     def release(self, slot: int) -> None:
         self.assigned.pop(slot, None)
 

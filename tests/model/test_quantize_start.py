@@ -9,16 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from container.model import quantize_apply
-from container.model.quantize_apply import apply, machine_facts
+from container.model import build
+from container.model.preparation import Preparation, facts_of
 from container.model.quantize_choose import Choice, Facts, QuantizeRefused, Scheme
 from container.model.quantize_modules import PackedLinear
 from tests.model.driving import CONFIG, greedy
 from tests.model.test_build import start
-from tests.model.tiny import VOCABULARY, reference_model, tiny_source
+from tests.model.tiny import VOCABULARY, reference_model, tiny_config, tiny_source
 
 WEIGHTS_ONLY = (Scheme.NONE, Scheme.BNB_NF4, Scheme.INT4_BLOCK)
 SERVED = [scheme for scheme in Scheme if scheme is not Scheme.FP8]
+
+
+def prepared(scheme: str) -> Preparation:
+    return Preparation(scheme, facts_of(tiny_config("llama"), torch.float32), frozenset())
 
 
 @pytest.mark.parametrize(
@@ -60,15 +64,17 @@ def test_fp8_stops_the_start_on_a_machine_without_it() -> None:
 def test_a_scheme_that_fits_no_layer_stops_the_start() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(40, 40))
     with pytest.raises(QuantizeRefused, match="fits no layer"):
-        apply(model, "int8-block", VOCABULARY)
+        prepared("int8-block").complete(model)
 
 
 def test_activations_that_overflow_stop_the_start() -> None:
     model: Any = copy.deepcopy(reference_model("llama"))
     model.model.layers[0].post_attention_layernorm.weight.mul_(1e6)  # beyond what fp16 holds
     with pytest.raises(QuantizeRefused, match="overflow under `bnb-int8`"):
-        apply(copy.deepcopy(model), "bnb-int8", VOCABULARY)
-    assert apply(model, "int8-block", VOCABULARY)[0] == Choice(
+        prepared("bnb-int8").check(copy.deepcopy(model), VOCABULARY)
+    made = prepared("int8-block")
+    made.check(model, VOCABULARY)
+    assert made.choice == Choice(
         Scheme.INT8_BLOCK, "asked for; without a native kernel: saves memory, costs speed"
     )
 
@@ -91,7 +97,7 @@ def test_the_probe_sees_a_fault_in_a_quantized_model(monkeypatch: pytest.MonkeyP
 
 def test_facts_of_the_machine_count_what_no_scheme_touches() -> None:
     model = reference_model("llama")
-    facts = machine_facts(model)
+    facts = facts_of(tiny_config("llama"), torch.float32)
     total = sum(parameter.nbytes for parameter in model.parameters())
     assert (facts.device, facts.capability, facts.weight_bytes) == ("cpu", None, 4)
     assert facts.model_bytes == total
@@ -100,13 +106,13 @@ def test_facts_of_the_machine_count_what_no_scheme_touches() -> None:
 
 
 def test_auto_quantizes_where_full_precision_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = machine_facts
+    honest = facts_of
 
-    def cramped(model: Any) -> Facts:
-        facts = honest(model)
+    def cramped(config: Any, dtype: torch.dtype) -> Facts:
+        facts = honest(config, dtype)
         return replace(facts, flags=frozenset({"avx2"}), memory_bytes=facts.model_bytes)
 
-    monkeypatch.setattr(quantize_apply, "machine_facts", cramped)
+    monkeypatch.setattr(build, "facts_of", cramped)
     _, facts = start(replace(CONFIG, quantize="auto"), tiny_source("llama"))
     assert facts.quantize == "int8-block"
     assert "does not fit" in facts.quantize_reason

@@ -93,6 +93,7 @@ class Opened:
     def window_logits(self, tokens: Sequence[int]) -> Tensor:
         """Return (tokens, vocabulary) float32 logits of one sequence computed alone, in one step."""
         logits = self.packed.logits([PackedRow(0, 0, tokens, range(len(tokens)))])
+        assert logits is not None, "a rank that is alone has logits"
         self.packed.kv.release(0)
         return logits
 

@@ -1,0 +1,125 @@
+"""What is done to a model's layers while it loads: which scheme and which surgery, chosen once.
+
+Owns: the choice of a quantization from facts known before any weight is read, the steps that carry it out.
+Must not know: how a scheme or a surgery computes, processes, requests.
+Invariant: what is quantized is quantized layer by layer while it loads, so that the model never exists in
+full precision; a model leaves quantized as chosen, or the start stops with a reason and a next move.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from container.model import probe, shape, surgery
+from container.model.load import BUILDING, LoadedModel, untouched
+from container.model.quantize import Report, quantize
+from container.model.quantize_choose import Facts, QuantizeRefused, Scheme, choose
+from container.model.quantize_modules import plain_activations
+from container.model.steps import LayerSteps
+
+
+class Preparation:
+    """One start's choices; `steps` is what the loader is given."""
+
+    def __init__(
+        self, setting: str, facts: Facts, parts: frozenset[surgery.Part], *, together: bool = False
+    ) -> None:
+        """Choose by `setting`; `together` is for one of several ranks. Raises QuantizeRefused."""
+        self.choice = choose(setting, facts)
+        self.report = Report(self.choice.scheme)
+        self.fused: dict[str, int] = {}
+        self._parts = parts
+        # Alone and unquantized, surgery waits for the probe, which can undo it.
+        self.judged_later = not together and not self.quantizes
+        fuses = bool(parts) and not self.judged_later
+        self.steps = LayerSteps(
+            fuse=self._fuse if fuses else untouched,
+            quantize=self._quantize if self.quantizes else None,
+            comparing=plain_activations,
+            kernels=self._summary,
+        )
+
+    @property
+    def quantizes(self) -> bool:
+        return self.choice.scheme is not Scheme.NONE
+
+    @property
+    def fused_unjudged(self) -> bool:
+        """True when surgery was done before the probe could see the model without it."""
+        return bool(self.fused) and not self.judged_later
+
+    def _fuse(self, layer: nn.Module) -> None:
+        fused = surgery.fuse(layer, self._parts)
+        fused.commit()
+        for part, count in fused.counts.items():
+            self.fused[part.value] = self.fused.get(part.value, 0) + count
+
+    def _quantize(self, layer: nn.Module) -> None:
+        self.report.add(quantize(layer, self.choice.scheme))
+
+    def _summary(self) -> str:
+        return f"{self.choice.scheme.value} {self.report.linears} {sorted(self.fused.items())}"
+
+    def check(self, model: Any, vocabulary: int) -> None:
+        """As `complete`, for a rank that is alone; also refuses where activations overflow."""
+        self.complete(model)
+        if not self.quantizes:
+            return
+        logits = probe.reference_logits(model, probe.probe_sequences(vocabulary))
+        if not all(rows.isfinite().all() for rows in logits):
+            scheme = self.choice.scheme.value
+            raise QuantizeRefused(f"activations overflow under `{scheme}`\nhint: choose `none`")
+
+    def complete(self, model: Any) -> None:
+        """Quantize what lies outside the layers; raises QuantizeRefused where the scheme fits nothing."""
+        if not self.quantizes:
+            return
+        self.report.left.clear()  # met again on this walk
+        self._quantize(model)
+        if self.report.nothing_done:
+            scheme = self.choice.scheme.value
+            raise QuantizeRefused(f"`{scheme}` fits no layer of this model\nhint: choose `none`")
+
+    def judge(self, loaded: LoadedModel) -> probe.Measured:
+        """Probe B: the real weights, before and after hook and surgery; raises ProbeFailed.
+
+        A model that fails with surgery is judged again without.
+        """
+        text = loaded.text_config
+        layers = text.num_hidden_layers
+        sequences = probe.probe_sequences(text.vocab_size)
+        references = probe.reference_logits(loaded.model, sequences)
+        probe.hooked(loaded.use_hook)
+        measured, fused = surgery.guarded(
+            loaded.model,
+            self._parts if self.judged_later else frozenset(),
+            trial=lambda: probe.measure(loaded.model, layers),
+            judge=lambda: probe.compare(loaded.model, sequences, references, layers),
+            failure=probe.ProbeFailed,
+        )
+        self.fused = fused or self.fused
+        return measured
+
+
+def facts_of(config: Any, dtype: torch.dtype) -> Facts:
+    """Return what the choice depends on, before any weight is read: sizes by an empty copy of the model."""
+    with BUILDING, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    parameters = {id(parameter): parameter.nbytes for parameter in model.parameters()}
+    kept = {id(p): p.nbytes for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    head = model.get_output_embeddings()
+    if head is not None:
+        kept |= {id(p): p.nbytes for p in head.parameters()}
+    return Facts(
+        device="cpu",
+        capability=None,
+        flags=shape.cpu_flags(),
+        memory_bytes=shape.memory_limit_bytes(),
+        model_bytes=sum(parameters.values()),
+        kept_bytes=sum(kept.values()),
+        weight_bytes=dtype.itemsize,
+    )
