@@ -127,11 +127,18 @@ class Replies:
         Raises ApiError where no dialect is known. Large bodies are read in a thread, off the event loop.
         """
         arguments = (route, body, self._dialect, self._options())
-        return beside(_read, *arguments) if len(body) > LARGE_BODY_BYTES else _read(*arguments)
+
+        def read() -> tuple[Dialect, Parsed | ApiError]:
+            return beside(_read, *arguments) if len(body) > LARGE_BODY_BYTES else _read(*arguments)
+
+        dialect, found = read()
+        if isinstance(found, ApiError) and found.code is Code.LOADING:
+            self._service.await_text()  # tools are read by the model's own format of calls
+            return read()
+        return dialect, found
 
     def _options(self) -> ParseOptions:
         refuse = self._settings.unknown_fields == "refuse"
-        self._service.await_text()  # here, because parsing may be in a thread that must not wait
         return ParseOptions(
             self._service.limits(),
             "refuse" if refuse else "ignore",

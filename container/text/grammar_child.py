@@ -41,6 +41,17 @@ WALK_CPU_S: Final = 0.3
 STEP_CPU_S: Final = 0.15  # one step of the engine must stay far below a second, whatever it waits for
 # Measured with 1.9.1: patterns with `.*` fail after 390 tokens consumed without a mask, never after 64.
 STRETCH: Final = 16
+# The engine's own (container.model.grammar.PARSER_LIMITS, a test compares them): what passes here is followed
+# there. Error texts of the library quote the grammar, so it is told to keep them short.
+LIMITS: Final[dict[str, Any]] = {
+    "max_items_in_row": 2_000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 10_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 500_000,
+    "verbose_errors": False,
+}
 # What the library says, by the part of its message that is a fixed phrase.
 PHRASES: Final = (
     ("Unknown format", GrammarReason.UNSUPPORTED_KEYWORD, "format"),
@@ -63,7 +74,7 @@ class Builder:
     def __init__(self, tokenizer: str, end_ids: list[int]) -> None:
         """Raises whatever the library raises on a tokenizer it cannot read."""
         self._tokenizer = LLTokenizer(tokenizer, eos_token=end_ids or None)
-        self._limits = LLParserLimits(verbose_errors=False)
+        self._limits = LLParserLimits(**LIMITS)
         self.check("regex", "a")  # what the library builds once is built before the first fork
 
     def check(self, kind: str, text: str) -> None:

@@ -11,7 +11,15 @@ from llguidance import LLMatcher
 
 from container.engine.grammar import GrammarState
 from container.engine.request import Grammar, GrammarKind
-from container.model.grammar import BYTES_PER_CHAR, COMPILE_LIMIT_S, GRAMMAR_BYTES, GrammarCache, Hold
+from container.model.grammar import (
+    BYTES_PER_CHAR,
+    COMPILE_LIMIT_S,
+    GRAMMAR_BYTES,
+    PARSER_LIMITS,
+    GrammarCache,
+    Hold,
+)
+from container.text import grammar_child
 from tests.model.test_masks import BROKEN, EOS, WORD, byte_tokenizer, wait_for
 
 ONE = GRAMMAR_BYTES + 100 * BYTES_PER_CHAR  # bytes that a grammar of less than 100 letters may count
@@ -235,3 +243,7 @@ def test_the_cache_keeps_no_thread_once_it_is_closed() -> None:
     worker.join(10)
     assert not worker.is_alive()
     hold.release()
+
+
+def test_the_front_checks_grammars_under_the_limits_they_are_followed_under() -> None:
+    assert dict(PARSER_LIMITS) == grammar_child.LIMITS

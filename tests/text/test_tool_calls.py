@@ -303,8 +303,8 @@ def test_hostile_answers_take_time_in_proportion(unit: str, pieces: int) -> None
         parse(TAGGED, parts, eager=False, most=10**9)
         return time.process_time() - began
 
-    cpu_s(2000)
-    assert cpu_s(160_000) < 30 * cpu_s(16_000) + 0.1
+    least = {chars: min(cpu_s(chars) for _ in range(3)) for chars in (16_000, 160_000)}
+    assert least[160_000] < 30 * least[16_000] + 0.1
 
 
 def test_a_long_argument_in_small_pieces_takes_time_in_proportion() -> None:
@@ -314,8 +314,8 @@ def test_a_long_argument_in_small_pieces_takes_time_in_proportion() -> None:
         parse(TAGGED, [head, *["abcd"] * (chars // 4)])
         return time.process_time() - began
 
-    cpu_s(2000)
-    assert cpu_s(400_000) < 40 * cpu_s(40_000) + 0.1
+    least = {chars: min(cpu_s(chars) for _ in range(3)) for chars in (40_000, 400_000)}
+    assert least[400_000] < 40 * least[40_000] + 0.1
 
 
 def test_no_delta_shows_its_text() -> None:
