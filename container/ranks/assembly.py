@@ -25,6 +25,7 @@ from container.ranks.messages import SCHEMA_VERSION, Welcome
 from container.ranks.place import ALONE, Place
 
 if TYPE_CHECKING:
+    from container.model.build import ModelFacts
     from container.model.group import Group
     from container.model.shape import RunnerConfig
 
@@ -59,10 +60,12 @@ class Loaded:
     kind: str  # "native" or "compat"
     reason: str | None  # closed code when compat
     grammars: Grammars | None = None  # what compiles for the runner's sampler
+    summary: str = ""  # for the operator: how it runs, which quantization and why; counts, no names
 
 
 Loader = Callable[[EngineConfig, Report, Place], Loaded]
 Lead = Callable[[Runner], Runner]  # from rank 0's own runner to that of all ranks
+Tell = Callable[[str], None]  # one line to the operator
 
 
 def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
@@ -102,7 +105,23 @@ def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     except (SourceError, LoadError, ModelRefused) as error:
         raise StartFailed(StartFault.MODEL_REFUSED, str(error)) from None
-    return Loaded(runner, facts.runner, None if facts.reason is None else facts.reason.value, grammars)
+    reason = None if facts.reason is None else facts.reason.value
+    return Loaded(runner, facts.runner, reason, grammars, summary_of(facts))
+
+
+def unheard(line: str) -> None:
+    """Tell nobody."""
+
+
+def summary_of(facts: ModelFacts) -> str:
+    """Return one line about a loaded model: the runner, the arithmetic and why it was chosen."""
+    runner = facts.runner if facts.reason is None else f"{facts.runner} ({facts.reason.value})"
+    fused = ", ".join(f"{count} {part}" for part, count in sorted(facts.fused.items())) or "nothing"
+    quantized = f" ({facts.quantized})" if facts.quantize != "none" else ""
+    return (
+        f"{runner}, {facts.dtype}; quantization {facts.quantize}: {facts.quantize_reason}{quantized}; "
+        f"fused: {fused}"
+    )
 
 
 def _group(config: EngineConfig, place: Place) -> Group:
@@ -139,14 +158,18 @@ def assemble(
     loader: Loader = load,
     place: Place = ALONE,
     lead: Lead | None = None,
+    tell: Tell = unheard,
 ) -> tuple[Engine, Welcome]:
     """Return a warm engine and its Welcome; raises StartFailed, MemoryError, or what a library raises.
 
     `place` is rank 0's; `lead` returns once the other ranks are loaded too. The warm-up runs on all of them.
+    `tell` is given a line about the model.
     """
     report(LoadPhase.OPENING)
     loaded = loader(config, report, place)
     runner = loaded.runner if lead is None else lead(loaded.runner)
+    if loaded.summary:
+        tell(f"engine loaded: {loaded.summary}")
     try:
         # the runner's slots are the running limit already, fitted to memory
         limits = EngineLimits(waiting=config.waiting_limit, waiting_s=config.waiting_s)

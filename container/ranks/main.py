@@ -17,12 +17,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from container.engine.engine import Engine
-from container.ranks.assembly import Loader, StartFailed, assemble, load
+from container.ranks.assembly import Loader, StartFailed, Tell, assemble, load, unheard
 from container.ranks.config import EngineConfig, decode
 from container.ranks.faults import diagnose
 from container.ranks.followers import COMMAND, Followers
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None, loader: Loader = load, follower: Seq
         try:
             config = read_config(options.config_fd)
             followers = _gather(config, life, stderr_fd, follower)
-            engine, welcome = _start(config, page, loader, followers)
+            tell = partial(say, stderr_fd)
+            engine, welcome = _start(config, page, loader, followers, tell)
             life.serving = True
             _serve(engine, welcome, options.door_fd, page)
             if followers is not None:
@@ -125,7 +127,11 @@ def without_collection() -> Iterator[None]:
 
 
 def _start(
-    config: EngineConfig, page: HeartbeatWriter, loader: Loader, followers: Followers | None = None
+    config: EngineConfig,
+    page: HeartbeatWriter,
+    loader: Loader,
+    followers: Followers | None = None,
+    tell: Tell = unheard,
 ) -> tuple[Engine, Welcome]:
     def report(phase: LoadPhase) -> None:
         page.write(state=EngineState.LOADING, load_phase=phase, beat_ns=time.monotonic_ns())
@@ -133,8 +139,8 @@ def _start(
     page.write(ranks=config.tensor_parallel)
     with without_collection():
         if followers is None:
-            return assemble(config, report, loader)
-        return assemble(config, report, loader, followers.place, followers.lead)
+            return assemble(config, report, loader, tell=tell)
+        return assemble(config, report, loader, followers.place, followers.lead, tell)
 
 
 def _serve(engine: Engine, welcome: Welcome, door_fd: int, page: HeartbeatWriter) -> None:

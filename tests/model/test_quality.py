@@ -118,7 +118,9 @@ def test_perplexity_is_that_of_the_plain_forward() -> None:
 def test_a_variant_that_cannot_be_opened_is_a_row_with_its_reason() -> None:
     source = tiny_source("llama")
     reference = open_variant(source, Variant("none"), 48, 1, lambda _: None)
-    (row,) = measure(source, reference, [Variant("odd", dtype="float8")], WINDOWS, 1, lambda _: None)
+    odd, fp8 = Variant("odd", dtype="float8"), Variant("fp8", quantize="fp8")
+    row, needing = measure(source, reference, [odd, fp8], WINDOWS, 1, lambda _: None)
+    assert needing.refused is not None and "compute capability" in needing.refused
     assert row.quality is None and row.refused is not None and "`dtype` is `float8`" in row.refused
     assert "not measured: `dtype`" in reporting.table(report_of(row))
     reference.close()

@@ -26,6 +26,7 @@ from torch import Tensor
 from container.model.build import ModelRefused, build_runner
 from container.model.load import LoadError
 from container.model.packed import PackedModel, PackedRow
+from container.model.quantize_choose import QuantizeRefused
 from container.model.runner import NativeRunner
 from container.model.shape import RunnerConfig, SizingError
 from container.model.source import ModelSource
@@ -139,7 +140,7 @@ def measure(
         progress(variant.name)
         try:
             opened = open_variant(source, variant, len(windows[0]), threads, lambda _: None)
-        except (SizingError, LoadError, ModelRefused, NotNative) as error:
+        except (SizingError, LoadError, ModelRefused, NotNative, QuantizeRefused) as error:
             yield Row(variant.name, refused=str(error).splitlines()[0])
             continue
         try:
