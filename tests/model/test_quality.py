@@ -220,6 +220,9 @@ def test_json_table_and_plot_say_the_same(tmp_path: Path) -> None:
     table = paths[1].read_text()
     assert "| int8-block | 1 | 10.500 | 0.00400 | 0.0200 | 0.970 | 1.50x | 2.00x | 1.25x |" in table
     assert "| fp8 | not measured: no such hardware |" in table
+    assert "Hold exactly" not in table
+    lossless = Row("int4-block", Quality(96, 10.0, 1e-9, 1e-9, 1.0), 1 << 20, 1.0, {1: 1.0, 8: 1.0})
+    assert "Hold exactly the reference's weights: int4-block." in reporting.table(report_of(*rows, lossless))
     assert ET.parse(paths[2]).getroot().tag.endswith("svg")
 
 

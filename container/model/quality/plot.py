@@ -24,11 +24,11 @@ MIB: Final = 1024 * 1024
 
 def draw(report: Report, path: Path) -> None:
     """Write the figure to `path`; its suffix chooses the format. Raises OSError."""
-    from container.model.quality.report import FAITHFUL_KL
+    from container.model.quality.report import EXACT_KL, FAITHFUL_KL, exact
 
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    placed = [row for row in report.rows if row.quality is not None and row.quality.kl_mean > 0]
+    placed = [row for row in report.rows if row.quality is not None and row.quality.kl_mean >= EXACT_KL]
     for row in placed:
         assert row.quality is not None and row.weight_bytes is not None
         kl = row.quality.kl_mean
@@ -60,6 +60,15 @@ def draw(report: Report, path: Path) -> None:
     axes.set_xlabel("weights, MiB")
     axes.set_ylabel("mean KL from the reference, nats per token")
     axes.set_title(_title(report), loc="left", fontsize=10, color=INK)
+    if exact(report):
+        axes.annotate(
+            f"no divergence here: {', '.join(exact(report))}",
+            (1, 0.01),
+            xycoords="axes fraction",
+            ha="right",
+            fontsize=7,
+            color=MUTED,
+        )
     axes.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

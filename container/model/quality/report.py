@@ -21,6 +21,11 @@ MIB: Final = 1024 * 1024
 # A variant may be called practically lossless from here on: the bar set for 8 bits (llama.cpp's Q8_0 measures
 # about the same on small models).
 FAITHFUL_KL: Final = 0.01
+EXACT_KL: Final = 1e-6  # below this only sums in another order differ
+_EXACT_NOTE: Final = (
+    "Hold exactly the reference's weights: {}. The checkpoint was made from such a form, so for other models "
+    "this says nothing."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +77,22 @@ def table(report: Report) -> str:
         "KL in nats per token; top-1 is the share of positions with the same likeliest token; the last three "
         "are speeds relative to the reference, measured in turn with it.",
         "",
+        *([_EXACT_NOTE.format(", ".join(exact(report))), ""] if exact(report) else []),
         f"Machine: {', '.join(f'{name} {value}' for name, value in report.machine.items())}. "
         f"Versions: {', '.join(f'{name} {value}' for name, value in report.versions.items())}. "
         f"Date: {report.date}. Command: `{report.command}`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def exact(report: Report) -> list[str]:
+    """Return the quantizations that lost nothing here."""
+    return [
+        row.variant
+        for row in report.rows[1:]
+        if row.quality is not None and row.quality.kl_mean < EXACT_KL and row.variant != "bfloat16"
+    ]
 
 
 def _line(row: Row) -> str:
