@@ -162,13 +162,31 @@ def quality(
     as_json: Json = False,
 ) -> None:
     """Measure what each quantization costs: divergence, size and speed, as table, plot and JSON."""
-    from infra import measuring
+    from infra import packaging
 
     report.run(
         "package quality",
         as_json,
-        lambda: measuring.quality(model, out, variants, text, tokens, threads),
-        measuring.show,
+        lambda: packaging.quality(model, out, variants, text, tokens, threads),
+        packaging.show,
+    )
+
+
+@package.command()
+def shard(
+    model: Annotated[Path, typer.Option(help="Directory of the unquantized model; parts are put beside it.")],
+    tensor_parallel: Annotated[int, typer.Option(min=1, max=64, help="Ranks to divide the model among.")],
+    quantize: Annotated[str, typer.Option(help="Scheme of the parts.")] = "none",
+    as_json: Json = False,
+) -> None:
+    """Divide and quantize a model beforehand, so that a start reads no more than its own part."""
+    from infra import packaging
+
+    report.run(
+        "package shard",
+        as_json,
+        lambda: packaging.shard(model, tensor_parallel, quantize),
+        packaging.show_parts,
     )
 
 

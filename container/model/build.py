@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from container.engine.step import Capacity, Runner
 from container.model import division, probe, shape, surgery
+from container.model import parts as parts_made
 from container.model.compat import CompatRunner, PlainModel
 from container.model.grammar import GrammarCache
 from container.model.group import Group
@@ -31,7 +33,7 @@ from container.model.quantize_checkpoint import full_precision
 from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler
 from container.model.shape import RunnerConfig, Sizes
 from container.model.source import ModelSource
-from container.model.steps import LayerSteps
+from container.model.steps import LayerSteps, Prepared
 
 LOGITS_BYTES: Final = (
     2**30
@@ -216,10 +218,13 @@ class _Start:
             self._config.quantize, facts_of(config, self._dtype), parts, together=self._together
         )
         place = () if group is None else (group.rank, group.size)
+        steps = self._steps(prepared)
+        root = None if self._config.parts_dir is None else Path(self._config.parts_dir)
+        folder = parts_made.found(root, 1 if group is None else group.size, prepared.choice.scheme)
+        if folder is not None:
+            steps = replace(steps, prepared=Prepared(folder, prepared.recipe))
         with self._clock.phase("load"):
-            loaded = self._steps(prepared).load(
-                self._source, self._dtype, self._wanted, self._progress, *place
-            )
+            loaded = steps.load(self._source, self._dtype, self._wanted, self._progress, *place)
         if self._given is None:
             if group is None:
                 prepared.check(loaded.model, loaded.text_config.vocab_size)

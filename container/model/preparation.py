@@ -19,6 +19,7 @@ from container.model.load import BUILDING, LoadedModel, untouched
 from container.model.quantize import Report, quantize
 from container.model.quantize_choose import Facts, QuantizeRefused, Scheme, choose
 from container.model.quantize_modules import plain_activations
+from container.model.shard_files import Recipe
 from container.model.steps import LayerSteps
 
 
@@ -42,6 +43,12 @@ class Preparation:
             comparing=plain_activations,
             kernels=self._summary,
         )
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is done to layers before the probe sees them, in the words parts are compared by."""
+        fused = sorted(part.value for part in self._parts) if self.quantizes else []
+        return Recipe(self.choice.scheme.value, tuple(fused))
 
     @property
     def quantizes(self) -> bool:

@@ -148,6 +148,7 @@ def runner_config(config: EngineConfig, ranks: int) -> RunnerConfig:
         compat=config.compat,
         dtype=config.dtype,
         quantize=config.quantize,
+        parts_dir=str(Path(config.model_dir, "parts")),
         threads=threads,
     )
 

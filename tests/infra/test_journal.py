@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -71,8 +72,9 @@ def test_no_byte_of_a_body_or_a_header_value_is_kept_or_printed(
         here.container.script = broken
         with pytest.raises(ClientError):
             invoke(EndpointName=ENDPOINT, **everywhere)
-    with pytest.raises(EventStreamError):
-        list(stream_call(EndpointName=ENDPOINT, Body=said)["Body"])
+    answer = stream_call(EndpointName=ENDPOINT, Body=said)["Body"]
+    with closing(answer), pytest.raises(EventStreamError):
+        list(answer)
     for wrong in ({"EndpointName": CANARY}, {"EndpointName": ENDPOINT, "TargetVariant": CANARY}):
         with pytest.raises(ClientError):
             invoke(Body=said, **wrong)

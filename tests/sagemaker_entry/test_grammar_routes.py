@@ -122,5 +122,6 @@ def test_grammars_that_explode_do_not_hold_up_other_requests(server: Server) -> 
         slowest_s = max(slowest_s, time.monotonic() - started_s)
     for thread in threads:
         thread.join()
-    assert set(answers) <= {422, 429}
+    # A quiet machine builds these within the limits; then they are followed as any other.
+    assert set(answers) <= {200, 422, 429} and len(answers) == 4
     assert slowest_s < 1.0

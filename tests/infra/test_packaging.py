@@ -1,4 +1,4 @@
-"""`strongroom package quality`: the child process it runs and how its end is told."""
+"""`strongroom package quality` and `shard`: the child processes they run and how their end is told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import measuring
+from infra import packaging
 from infra.report import CommandError, ExitCode
 
 ROW = {
@@ -35,7 +35,7 @@ def says(program: Path, *lines: str) -> None:
 
 def call(**given: object) -> dict[str, object]:
     settings: dict[str, object] = {"variants": None, "text": None, "tokens": 64, "threads": None}
-    return measuring.quality(Path("m"), Path("o"), **{**settings, **given})  # type: ignore[arg-type]
+    return packaging.quality(Path("m"), Path("o"), **{**settings, **given})  # type: ignore[arg-type]
 
 
 def test_options_reach_the_child_and_no_aws_variable_does(
@@ -66,7 +66,19 @@ def test_a_child_that_fails_fails_the_verb(child: Path, status: int, code: ExitC
 
 def test_rows_are_shown_with_those_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
     refused = {**ROW, "variant": "fp8", "quality": None, "refused": "no such hardware"}
-    measuring.show(json.loads(json.dumps({"rows": [ROW, refused], "files": ["quality.json"]})))
+    packaging.show(json.loads(json.dumps({"rows": [ROW, refused], "files": ["quality.json"]})))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["int8-block", "1", "0.00400", "0.0200", "0.970", "2.00x"]
     assert lines[2] == "fp8          not measured: no such hardware" and lines[3] == "quality.json"
+
+
+def test_parts_are_made_by_a_child_and_shown_with_their_sizes(
+    child: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = {"folder": "m/parts/tp2-none", "quantization": "none", "part_bytes": [3 << 20, 1 << 20]}
+    says(child, f'echo "$@" > {tmp_path}/given', f"echo '{json.dumps(answer)}'")
+    packaging.show_parts(packaging.shard(Path("m"), 2, "none"))
+    assert (tmp_path / "given").read_text().split() == [
+        *("-m", "container.model.parts", "--model=m", "--tensor-parallel=2", "--quantize=none")
+    ]
+    assert capsys.readouterr().out == "m/parts/tp2-none: 2 parts of 3.0, 1.0 MiB, none\n"

@@ -1,6 +1,6 @@
-"""Running the quality measurement.
+"""The vendor's work on a model before it is packed: measured and divided by child processes.
 
-Owns: the child process and what it answers. Must not know: models, metrics, how the report is written.
+Owns: the child processes and what they answer. Must not know: models, metrics, how anything is written.
 Invariant: the child gets no AWS_* variable; its progress reaches the terminal's stderr, its answer only us.
 """
 
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -31,20 +32,36 @@ def quality(
         "--tokens": tokens,
         "--threads": threads,
     }
+    return _run("quality", "container.model.quality", given)
+
+
+def shard(model: Path, tensor_parallel: int, quantize: str) -> Result:
+    """Return the folder of the parts and their sizes; raises CommandError."""
+    given = {"--model": model, "--tensor-parallel": tensor_parallel, "--quantize": quantize}
+    return _run("shard", "container.model.parts", given)
+
+
+def _run(verb: str, module: str, given: Mapping[str, object]) -> Result:
+    """Return the last line of the child's output; raises CommandError."""
     options = [f"{name}={value}" for name, value in given.items() if value is not None]
-    command = [sys.executable, "-m", "container.model.quality", *options]
+    command = [sys.executable, "-m", module, *options]
     base = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     done = subprocess.run(  # noqa: S603  the interpreter that runs us, and no shell
         command, env=base, stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode == EXIT_USAGE:
-        raise CommandError(ExitCode.USAGE, "quality_refused", "nothing was measured, for the reason above")
+        raise CommandError(ExitCode.USAGE, f"{verb}_refused", "nothing was made, for the reason above")
     if done.returncode:
-        raise CommandError(
-            ExitCode.CHECK_FAILED, "quality_failed", f"measuring ended with status {done.returncode}"
-        )
+        failed = f"the work ended with status {done.returncode}"
+        raise CommandError(ExitCode.CHECK_FAILED, f"{verb}_failed", failed)
     result: Result = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def show_parts(result: Result) -> None:
+    """Print where the parts lie and how large each is."""
+    sizes = ", ".join(f"{size / MIB:.1f}" for size in result["part_bytes"])
+    print(f"{result['folder']}: {len(result['part_bytes'])} parts of {sizes} MiB, {result['quantization']}")
 
 
 def show(result: Result) -> None:

@@ -1,0 +1,128 @@
+"""Parts made beforehand: found by a start with the same choices, whole or not there, refused when unfit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from container.model import parts
+from container.model.build import ModelFacts, build_runner
+from container.model.errors import LoadError
+from container.model.group import Group
+from container.model.packed import PackedRow
+from container.model.quantize_choose import Scheme
+from container.model.quantize_modules import plain_activations
+from container.model.runner import NativeRunner
+from container.model.shape import RunnerConfig
+from container.model.source import DirectorySource
+from tests.model.ranks import together
+from tests.model.test_ranks_quantized import aligned_source
+
+CONFIG = RunnerConfig(sequence_tokens=64, running_limit=2, step_tokens=64, kv_mib=4, threads=1)
+TOKENS = [5, 9, 11, 4, 8, 33, 2, 90]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small model with experts on disk, its widths whole blocks on two ranks."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    source = aligned_source("mixtral")
+    (directory / "config.json").write_bytes(source.file("config.json") or b"")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in source.tensors()}, directory / "model.safetensors"
+    )
+    return directory
+
+
+def computed(config: RunnerConfig, model: Path, size: int) -> tuple[Tensor, ModelFacts]:
+    """Return rank 0's (tokens, vocabulary) logits and the facts."""
+
+    def run(group: Group | None) -> tuple[Tensor | None, ModelFacts]:
+        runner, facts = build_runner(config, DirectorySource(model), lambda phrase: None, group)
+        assert isinstance(runner, NativeRunner)
+        with plain_activations():
+            return runner.packed.logits([PackedRow(0, 0, TOKENS, range(len(TOKENS)))]), facts
+
+    logits, facts = run(None) if size == 1 else together(size, run)[0]
+    assert logits is not None
+    return logits, facts
+
+
+@pytest.mark.parametrize(
+    ("size", "scheme"), [(1, "int8-block"), (2, "none"), (2, "int4-block"), (2, "bnb-nf4")]
+)
+def test_a_start_takes_the_parts_made_for_it_and_computes_the_same(
+    model: Path, size: int, scheme: str
+) -> None:
+    config = replace(CONFIG, quantize=scheme)
+    at_load, _ = computed(config, model, size)
+    folder, manifest = parts.make(model, size, scheme)
+    assert folder == model / "parts" / f"tp{size}-{scheme}" and manifest.ranks == size
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["manifest.json", *(f"model-rank-{rank}-of-{size}.safetensors" for rank in range(size))]
+    )
+    (model / "model.safetensors").write_bytes(b"nothing but the parts is left to load")
+    from_parts, facts = computed(replace(config, parts_dir=str(model / "parts")), model, size)
+    assert torch.equal(from_parts, at_load)
+    assert facts.quantize == scheme
+
+
+def test_parts_for_other_choices_are_left_alone(model: Path) -> None:
+    parts.make(model, 2, "int4-block")
+    root = model / "parts"
+    assert parts.found(root, 2, Scheme.INT4_BLOCK) is not None
+    assert parts.found(root, 2, Scheme.NONE) is None
+    assert parts.found(root, 3, Scheme.INT4_BLOCK) is None
+    assert parts.found(None, 2, Scheme.INT4_BLOCK) is None
+    plain, _ = computed(CONFIG, model, 1)
+    beside, _ = computed(replace(CONFIG, parts_dir=str(root)), model, 1)
+    assert torch.equal(plain, beside)
+
+
+def test_parts_that_were_changed_stop_the_start(model: Path) -> None:
+    folder, _ = parts.make(model, 1, "int8-block")
+    part = folder / "model-rank-0-of-1.safetensors"
+    raw = bytearray(part.read_bytes())
+    raw[-1] ^= 1
+    part.write_bytes(raw)
+    config = replace(CONFIG, quantize="int8-block", parts_dir=str(model / "parts"))
+    with pytest.raises(LoadError, match="not the one its manifest names"):
+        computed(config, model, 1)
+
+
+def test_parts_are_there_whole_or_not_at_all(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(parts, "save_shards", fail)
+        with pytest.raises(OSError, match="full"):
+            parts.make(model, 2, "none")
+    assert list((model / "parts").iterdir()) == []
+    parts.make(model, 2, "none")
+    with pytest.raises(FileExistsError):
+        parts.make(model, 2, "none")
+
+
+def test_the_command_makes_parts_and_says_how_large_they_are(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", str(model), "--tensor-parallel", "2"]
+    assert parts.main([*arguments, "--quantize", "int8-block"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert Path(shown["folder"]).name == "tp2-int8-block" and shown["quantization"] == "int8-block"
+    assert len(shown["part_bytes"]) == 2 and min(shown["part_bytes"]) > 10_000
+    assert parts.main([*arguments, "--quantize", "int8-block"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert parts.main(["--model", str(model), "--tensor-parallel", "65"]) == 2
+    assert parts.main(["--model", str(model), "--tensor-parallel", "3"]) == 2
+    assert "4 attention heads cannot be divided among 3 ranks" in capsys.readouterr().err
+    assert parts.main([*arguments, "--quantize", "fp8"]) == 2
+    assert "compute capability" in capsys.readouterr().err
