@@ -23,7 +23,7 @@ from container.model.compat import CompatRunner, PlainModel
 from container.model.grammar import GrammarCache
 from container.model.group import Group
 from container.model.kv_cache import KVCache, LayerShape
-from container.model.load import LoadedModel, model_class, quiet, read_config
+from container.model.load import LoadedModel, quiet, read_config
 from container.model.masks import masks_over
 from container.model.packed import PackedModel
 from container.model.positions import freeze_positions
@@ -32,6 +32,7 @@ from container.model.probe import Measured, ProbeFailed, ProbeReason
 from container.model.quantize_checkpoint import full_precision
 from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler
 from container.model.shape import RunnerConfig, Sizes
+from container.model.shard_files import source_sha256
 from container.model.source import ModelSource
 from container.model.steps import LayerSteps, Prepared
 
@@ -151,25 +152,20 @@ class _Start:
         """Return the runner of a model that one process holds."""
         config, clock = self._config, self._clock
         reason: ProbeReason | None = None
-        measured: Measured | None = None
         try:
             self._progress("checking structure")
             with clock.phase("probe_structure"):
                 probe.probe_structure(read_config(self._source))
         except ProbeFailed as failure:
             reason = failure.reason
-        prepared, loaded = self._load(surgery.parts(config.surgery))
-        if reason is None:
-            try:
-                measured = self._judge(prepared, loaded)
-            except ProbeFailed as failure:
-                reason = failure.reason
-        if measured is None and reason is not None and prepared.fused_unjudged:
+        known = reason
+        # compat runs the model as it is
+        parts = surgery.parts(config.surgery) if known is None else frozenset[surgery.Part]()
+        prepared, loaded = self._load(parts)
+        measured, reason = self._judge(prepared, loaded, known)
+        if measured is None and prepared.fused_unjudged:
             prepared, loaded = self._load(frozenset())
-            try:
-                measured, reason = self._judge(prepared, loaded), None
-            except ProbeFailed as failure:
-                reason = failure.reason
+            measured, reason = self._judge(prepared, loaded, known)
         facts = self._facts(loaded, reason, prepared)
         if measured is not None:
             return self._native(loaded, measured, make_sampler, score), facts
@@ -212,33 +208,42 @@ class _Start:
     def _load(
         self, parts: frozenset[surgery.Part], group: Group | None = None
     ) -> tuple[Preparation, LoadedModel]:
-        config = read_config(self._source)
-        model_class(config)  # a configuration without a model is refused before anything is chosen
-        prepared = Preparation(
-            self._config.quantize, facts_of(config, self._dtype), parts, together=self._together
-        )
+        facts = facts_of(read_config(self._source), self._dtype)
+        prepared = Preparation(self._config.quantize, facts, parts, together=self._together)
         place = () if group is None else (group.rank, group.size)
-        steps = self._steps(prepared)
-        root = None if self._config.parts_dir is None else Path(self._config.parts_dir)
-        folder = parts_made.found(root, 1 if group is None else group.size, prepared.choice.scheme)
-        if folder is not None:
-            steps = replace(steps, prepared=Prepared(folder, prepared.recipe))
+        steps = self._with_parts(prepared, 1 if group is None else group.size)
         with self._clock.phase("load"):
             loaded = steps.load(self._source, self._dtype, self._wanted, self._progress, *place)
         if self._given is None:
-            if group is None:
-                prepared.check(loaded.model, loaded.text_config.vocab_size)
-            else:
-                prepared.complete(loaded.model)
+            prepared.complete(loaded.model)
         return prepared, loaded
 
-    def _judge(self, prepared: Preparation, loaded: LoadedModel) -> Measured:
+    def _with_parts(self, prepared: Preparation, size: int) -> LayerSteps:
+        """Return the steps, on parts made beforehand where there are any for these choices."""
+        steps = self._steps(prepared)
+        root = None if self._config.parts_dir is None else Path(self._config.parts_dir)
+        folder = parts_made.found(root, size, prepared.choice.scheme)
+        if folder is None:
+            return steps
+        weights = next(self._source.stored(), None)
+        digest = None if weights is None else source_sha256(self._source)
+        return replace(steps, prepared=Prepared(folder, prepared.recipe, digest))
+
+    def _judge(
+        self, prepared: Preparation, loaded: LoadedModel, known: ProbeReason | None
+    ) -> tuple[Measured | None, ProbeReason | None]:
+        """Return what was measured, or why the model is not native; `known` is a reason found before."""
         self._progress("comparing with the reference")
         steps = self._steps(prepared)
-        with self._clock.phase("probe_weights"), steps.comparing():
-            if self._given is not None:
-                steps.after_reference(loaded)
-            return prepared.judge(loaded)
+        try:
+            with self._clock.phase("probe_weights"):
+                prepared.check_finite(loaded.model, loaded.text_config.vocab_size)
+                if known is not None:
+                    return None, known
+                with steps.comparing():
+                    return prepared.judge(loaded, lambda: steps.after_reference(loaded)), None
+        except ProbeFailed as failure:
+            return None, failure.reason
 
     def _wanted(self, text: Any) -> int:
         return shape.wanted_tokens(text, self._config)

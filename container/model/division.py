@@ -148,9 +148,7 @@ def check_positions_kept(loaded: LoadedModel, wanted: int, sizes: Sizes) -> None
 
 def threads(config: RunnerConfig, size: int) -> int:
     """Return torch's thread count for one of `size` ranks on one machine; raises SizingError."""
-    if config.threads is not None or size == 1:
-        return shape.compute_threads(config.threads, shape.physical_cores())
-    return max(1, shape.compute_threads(None, shape.physical_cores()) // size)
+    return max(1, shape.compute_threads(config.threads, shape.physical_cores()) // size)
 
 
 def agree(

@@ -85,13 +85,18 @@ def read_config(source: ModelSource) -> Any:
         raise LoadError(f"`config.json` is not one transformers knows ({type(error).__name__})") from None
 
 
-def model_class(config: Any) -> Any:
-    """Return the causal language model class for `config`; raises LoadError."""
+def empty_model(config: Any, dtype: torch.dtype | None = None) -> Any:
+    """Return the causal language model for `config` without any values; raises LoadError."""
     try:
         with BUILDING, torch.device("meta"):
-            return type(AutoModelForCausalLM.from_config(config))
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
     except Exception as error:  # noqa: BLE001 - as above
         raise LoadError(f"no causal language model for this configuration ({type(error).__name__})") from None
+
+
+def model_class(config: Any) -> Any:
+    """Return the causal language model class for `config`; raises LoadError."""
+    return type(empty_model(config))
 
 
 def untouched(layer: nn.Module) -> None:

@@ -2,8 +2,9 @@
 
 Owns: the folder's name, making parts as a start with the same settings would.
 Must not know: how parts are written and checked (shard_files), serving.
-Invariant: a folder is there whole or not at all; what a start finds in it was made for its own choices, or
-the start refuses.
+Invariant: a folder is there whole or not at all; what a start finds in it was made for its own choices and
+from the weights beside it, or the start refuses. Where the weights have been taken away there is nothing to
+compare with, and nothing else to serve; until then every start reads them once for their digest.
 
     DIRECTORY/parts/tp2-int8-block/   manifest.json, model-rank-0-of-2.safetensors, ...
 
@@ -27,9 +28,8 @@ from container.model.quantize_checkpoint import full_precision
 from container.model.quantize_choose import SETTINGS, QuantizeRefused, Scheme
 from container.model.shape import SizingError
 from container.model.shard_files import MANIFEST, Manifest, save_shards
-from container.model.source import DirectorySource, SourceError
+from container.model.source import PARTS, DirectorySource, SourceError
 
-FOLDER: Final = "parts"
 EXIT_USAGE: Final = 2
 MAX_RANKS: Final = 64
 
@@ -59,7 +59,7 @@ def make(model: Path, size: int, quantize: str, dtype: str = "auto") -> tuple[Pa
     prepared = Preparation(
         quantize, facts_of(read_config(source), number_format), surgery.parts("auto"), together=size > 1
     )
-    folder = place(model / FOLDER, size, prepared.choice.scheme)
+    folder = place(model / PARTS, size, prepared.choice.scheme)
     if folder.exists():
         raise FileExistsError(f"{folder.name} is there already")
     unfinished = folder.with_name(folder.name + ".unfinished")

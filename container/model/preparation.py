@@ -8,14 +8,14 @@ full precision; a model leaves quantized as chosen, or the start stops with a re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from container.model import probe, shape, surgery
-from container.model.load import BUILDING, LoadedModel, untouched
+from container.model.load import LoadedModel, empty_model, untouched
 from container.model.quantize import Report, quantize
 from container.model.quantize_choose import Facts, QuantizeRefused, Scheme, choose
 from container.model.quantize_modules import plain_activations
@@ -71,12 +71,17 @@ class Preparation:
     def _summary(self) -> str:
         return f"{self.choice.scheme.value} {self.report.linears} {sorted(self.fused.items())}"
 
-    def check(self, model: Any, vocabulary: int) -> None:
-        """As `complete`, for a rank that is alone; also refuses where activations overflow."""
-        self.complete(model)
+    def check_finite(self, model: Any, vocabulary: int) -> None:
+        """Raise QuantizeRefused where activations overflow; for a rank that is alone.
+
+        Raises ProbeFailed where surgery broke the model.
+        """
         if not self.quantizes:
             return
-        logits = probe.reference_logits(model, probe.probe_sequences(vocabulary))
+        try:
+            logits = probe.reference_logits(model, probe.probe_sequences(vocabulary))
+        except AssertionError:  # what was fused turned out not to share its input
+            raise probe.ProbeFailed(probe.ProbeReason.BUILD_ERROR) from None
         if not all(rows.isfinite().all() for rows in logits):
             scheme = self.choice.scheme.value
             raise QuantizeRefused(f"activations overflow under `{scheme}`\nhint: choose `none`")
@@ -91,15 +96,16 @@ class Preparation:
             scheme = self.choice.scheme.value
             raise QuantizeRefused(f"`{scheme}` fits no layer of this model\nhint: choose `none`")
 
-    def judge(self, loaded: LoadedModel) -> probe.Measured:
+    def judge(self, loaded: LoadedModel, after_reference: Callable[[], None]) -> probe.Measured:
         """Probe B: the real weights, before and after hook and surgery; raises ProbeFailed.
 
-        A model that fails with surgery is judged again without.
+        `after_reference` is called between the two. A model that fails with surgery is judged again without.
         """
         text = loaded.text_config
         layers = text.num_hidden_layers
         sequences = probe.probe_sequences(text.vocab_size)
         references = probe.reference_logits(loaded.model, sequences)
+        after_reference()
         probe.hooked(loaded.use_hook)
         measured, fused = surgery.guarded(
             loaded.model,
@@ -113,9 +119,11 @@ class Preparation:
 
 
 def facts_of(config: Any, dtype: torch.dtype) -> Facts:
-    """Return what the choice depends on, before any weight is read: sizes by an empty copy of the model."""
-    with BUILDING, torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    """Return what the choice depends on, before any weight is read; raises LoadError.
+
+    Sizes are those of an empty copy of the model.
+    """
+    model = empty_model(config, dtype)
     parameters = {id(parameter): parameter.nbytes for parameter in model.parameters()}
     kept = {id(p): p.nbytes for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     head = model.get_output_embeddings()

@@ -49,7 +49,7 @@ class RunnerConfig:
     parts_dir: str | None = None  # where parts made beforehand lie, see container.model.parts
     quantize: str = "none"  # auto | none | bnb-nf4 | bnb-int8 | int8-block | int4-block | fp8
     surgery: str = "auto"  # auto (off on a CPU) | on | off: fused forms of a model's own modules
-    threads: int | None = None  # torch threads; None: physical cores the cgroup allows
+    threads: int | None = None  # torch threads of all ranks; None: physical cores the cgroup allows
 
 
 @dataclass(frozen=True, slots=True)

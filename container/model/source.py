@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 WEIGHTS: Final = "model.safetensors"
+PARTS: Final = "parts"  # folder of parts made beforehand; with it, a directory may lack the weights
 INDEX: Final = "model.safetensors.index.json"
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024  # configuration and tokenizer files; the largest known is 35 MB
 MAX_SHARDS: Final = 4096
@@ -103,6 +104,8 @@ class DirectorySource:
             if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
                 raise SourceError(f"`{INDEX}` has no usable `weight_map`")
             names = sorted(set(weights.values()))
+        elif (self._root / PARTS).is_dir() and not (self._root / WEIGHTS).exists():
+            return []
         else:
             names = [WEIGHTS]
         if len(names) > MAX_SHARDS:

@@ -99,7 +99,7 @@ def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
         # Its tokenizer is built while the weights load; who follows draws nothing.
         grammars = grammar.over(source) if place.rank == 0 else None
         group = None if place.size == 1 else _group(config, place)
-        settings = runner_config(config, place.size)
+        settings = runner_config(config)
         runner, facts = build_runner(settings, source, progress, group, grammars=grammars)
     except (SizingError, QuantizeRefused) as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
@@ -131,13 +131,11 @@ def _group(config: EngineConfig, place: Place) -> Group:
     return group
 
 
-def runner_config(config: EngineConfig, ranks: int) -> RunnerConfig:
-    """Return what each of `ranks` ranks on this machine is told, with its share of the cores."""
-    from container.model.shape import RunnerConfig, compute_threads, physical_cores
+def runner_config(config: EngineConfig) -> RunnerConfig:
+    """Return what each rank on this machine is told; the model divides what is meant for all of them."""
+    from container.model.shape import RunnerConfig
+    from container.model.source import PARTS
 
-    threads = config.threads
-    if ranks > 1:
-        threads = max(1, compute_threads(config.threads, physical_cores()) // ranks)
     return RunnerConfig(
         sequence_tokens=config.sequence_tokens,
         running_limit=config.running_limit,
@@ -148,8 +146,8 @@ def runner_config(config: EngineConfig, ranks: int) -> RunnerConfig:
         compat=config.compat,
         dtype=config.dtype,
         quantize=config.quantize,
-        parts_dir=str(Path(config.model_dir, "parts")),
-        threads=threads,
+        parts_dir=str(Path(config.model_dir, PARTS)),
+        threads=config.threads,  # of all ranks, too
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from container.model import parts
@@ -68,7 +68,7 @@ def test_a_start_takes_the_parts_made_for_it_and_computes_the_same(
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["manifest.json", *(f"model-rank-{rank}-of-{size}.safetensors" for rank in range(size))]
     )
-    (model / "model.safetensors").write_bytes(b"nothing but the parts is left to load")
+    (model / "model.safetensors").unlink()  # nothing but the parts is left to load
     from_parts, facts = computed(replace(config, parts_dir=str(model / "parts")), model, size)
     assert torch.equal(from_parts, at_load)
     assert facts.quantize == scheme
@@ -95,6 +95,25 @@ def test_parts_that_were_changed_stop_the_start(model: Path) -> None:
     config = replace(CONFIG, quantize="int8-block", parts_dir=str(model / "parts"))
     with pytest.raises(LoadError, match="not the one its manifest names"):
         computed(config, model, 1)
+
+
+def test_parts_of_weights_that_were_exchanged_stop_the_start(model: Path) -> None:
+    parts.make(model, 1, "int8-block")
+    config = replace(CONFIG, quantize="int8-block", parts_dir=str(model / "parts"))
+    computed(config, model, 1)
+    weights = load_file(model / "model.safetensors")
+    name = next(iter(weights))
+    weights[name] = weights[name] + 1
+    save_file(weights, model / "model.safetensors")
+    with pytest.raises(LoadError, match="another `source_sha256`"):
+        computed(config, model, 1)
+
+
+def test_a_directory_without_weights_serves_its_parts_and_nothing_else(model: Path) -> None:
+    parts.make(model, 1, "int8-block")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(LoadError, match="tensors are missing"):
+        computed(replace(CONFIG, parts_dir=str(model / "parts")), model, 1)
 
 
 def test_parts_are_there_whole_or_not_at_all(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

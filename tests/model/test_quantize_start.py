@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from container.model import build
+from container.model import build, surgery
+from container.model.grammar import over
 from container.model.preparation import Preparation, facts_of
 from container.model.quantize_choose import Choice, Facts, QuantizeRefused, Scheme
 from container.model.quantize_modules import PackedLinear
 from tests.model.driving import CONFIG, greedy
 from tests.model.test_build import start
-from tests.model.tiny import VOCABULARY, reference_model, tiny_config, tiny_source
+from tests.model.tiny import VOCABULARY, TinySource, reference_model, tiny_config, tiny_source
 
 WEIGHTS_ONLY = (Scheme.NONE, Scheme.BNB_NF4, Scheme.INT4_BLOCK)
 SERVED = [scheme for scheme in Scheme if scheme is not Scheme.FP8]
@@ -23,6 +25,12 @@ SERVED = [scheme for scheme in Scheme if scheme is not Scheme.FP8]
 
 def prepared(scheme: str) -> Preparation:
     return Preparation(scheme, facts_of(tiny_config("llama"), torch.float32), frozenset())
+
+
+def overflowing(scheme: str, model: Any) -> None:
+    made = prepared(scheme)
+    made.complete(model)
+    made.check_finite(model, VOCABULARY)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +79,10 @@ def test_activations_that_overflow_stop_the_start() -> None:
     model: Any = copy.deepcopy(reference_model("llama"))
     model.model.layers[0].post_attention_layernorm.weight.mul_(1e6)  # beyond what fp16 holds
     with pytest.raises(QuantizeRefused, match="overflow under `bnb-int8`"):
-        prepared("bnb-int8").check(copy.deepcopy(model), VOCABULARY)
+        overflowing("bnb-int8", copy.deepcopy(model))
     made = prepared("int8-block")
-    made.check(model, VOCABULARY)
+    made.complete(model)
+    made.check_finite(model, VOCABULARY)
     assert made.choice == Choice(
         Scheme.INT8_BLOCK, "asked for; without a native kernel: saves memory, costs speed"
     )
@@ -116,3 +125,40 @@ def test_auto_quantizes_where_full_precision_does_not_fit(monkeypatch: pytest.Mo
     _, facts = start(replace(CONFIG, quantize="auto"), tiny_source("llama"))
     assert facts.quantize == "int8-block"
     assert "does not fit" in facts.quantize_reason
+
+
+def test_layers_are_fused_before_they_are_quantized() -> None:
+    _, facts = start(replace(CONFIG, quantize="int8-block", surgery="on"), tiny_source("llama"))
+    assert (facts.runner, facts.quantize) == ("native", "int8-block")
+    assert facts.fused == {"qkv": 2, "gate_up": 2, "norm": 5 - 1}  # the last norm is in no layer
+    assert "8 linear layers" in facts.quantized
+
+
+def test_surgery_that_breaks_a_quantized_model_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("not the tensor the head was given")
+
+    def spoil(layer: Any, parts: object) -> surgery.Fused:
+        fused = surgery.Fused()
+        if parts:
+            fused.replace(layer.self_attn, "q_proj", Broken())
+            fused.counts[surgery.Part.QKV] += 1
+        return fused
+
+    monkeypatch.setattr(surgery, "fuse", spoil_or(spoil))
+    _, facts = start(replace(CONFIG, quantize="int8-block", surgery="on"), tiny_source("llama"))
+    assert (facts.runner, facts.quantize, facts.fused) == ("native", "int8-block", {})
+
+
+def spoil_or(spoil: Any) -> Any:
+    """Return `fuse` that spoils single layers and leaves whole models to the real one."""
+    real = surgery.fuse
+    return lambda module, parts, *trial: (real if trial else spoil)(module, parts, *trial)
+
+
+def test_grammars_are_served_for_a_checkpoint_that_comes_quantized() -> None:
+    config = {"model_type": "llama", "eos_token_id": 2}
+    config |= {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 16]}}
+    files = {"config.json": json.dumps(config).encode(), "tokenizer.json": b"{}"}
+    assert over(TinySource(files, {})) is not None

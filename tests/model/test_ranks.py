@@ -183,6 +183,9 @@ def test_layers_that_are_only_fused_are_judged_by_the_probe(size: int) -> None:
     if size > 1:
         with pytest.raises(ShardRefused, match="probe_diff"):
             ranked(CONFIG, source, size, LayerSteps(fuse=spoil))
+    else:
+        (facts,) = ranked(CONFIG, source, size, LayerSteps(fuse=spoil))[1]
+        assert (facts.runner, str(facts.reason)) == ("compat", "probe_diff")
 
 
 @pytest.mark.real_model

@@ -13,7 +13,9 @@ import pytest
 from container.engine.engine import Engine
 from container.engine.request import EngineRequest, ErrorCode, RequestKey, SamplingParams
 from container.engine.step import Capacity, StepPlan, StepResult, ints
+from container.model import division, shape
 from container.model.group import GroupBroken
+from container.model.shape import RunnerConfig
 from container.ranks.assembly import StartFailed, runner_config
 from container.ranks.config import EngineConfig
 from container.ranks.exchange import ExchangeBroken
@@ -200,13 +202,12 @@ def test_every_end_has_a_closed_cause_and_shows_no_foreign_text(
     assert diagnose(error) == (fault, text)
 
 
-def test_ranks_share_the_cores() -> None:
-    config = EngineConfig(model_dir=".", threads=8, kv_mib=100, quantize="int8-block")
-    alone, four = runner_config(config, 1), runner_config(config, 4)
-    assert (alone.threads, alone.kv_mib, alone.quantize) == (8, 100, "int8-block")
-    assert (four.threads, four.kv_mib, four.quantize) == (2, 100, "int8-block")
-    assert runner_config(EngineConfig(model_dir=".", threads=2), 64).threads == 1
-    assert runner_config(EngineConfig(model_dir="."), 64).threads == 1
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = runner_config(EngineConfig(model_dir=".", threads=8, kv_mib=100, quantize="int8-block"))
+    assert (told.threads, told.kv_mib, told.quantize) == (8, 100, "int8-block")
+    assert [division.threads(told, size) for size in (1, 3, 4, 64)] == [8, 2, 2, 1]
+    monkeypatch.setattr(shape, "physical_cores", lambda: 4)
+    assert [division.threads(RunnerConfig(), size) for size in (1, 2, 64)] == [4, 2, 1]
 
 
 def test_a_follower_without_its_parent_does_not_start() -> None:
