@@ -98,15 +98,18 @@ class HttpRequest(Request):  # type: ignore[misc]  # gunicorn has no types
 
 
 class Reply(wsgi.Response):  # type: ignore[misc]
-    """The library's response without the `Server` header, closing when the connection cannot go on."""
+    """The library's response without the `Server` header.
+
+    Whether the connection goes on is decided once, with the headers that say so: a client that was told it
+    may send again is not cut off because a drain began meanwhile.
+    """
 
     exchange: Exchange
 
     def default_headers(self) -> list[str]:
+        if not self.exchange.body.consumed or self.exchange.draining():
+            self.force_close()
         return [line for line in super().default_headers() if not line.startswith("Server:")]
-
-    def should_close(self) -> bool:
-        return bool(not self.exchange.body.consumed or self.exchange.draining() or super().should_close())
 
 
 class Connection:
@@ -169,8 +172,6 @@ class Connection:
         self._requests += 1
         buffered = self._unreader.take_buffered()
         if not buffered:
-            if self._host.draining and self._requests > 1:
-                return False
             self._sock.settimeout(IDLE_S)
             buffered = self._sock.recv(READ_BYTES)
         self._unreader.unread(buffered)

@@ -3,7 +3,7 @@
 Owns: accepting, the connection cap, the worker's life from start to drain.
 Must not know: HTTP beyond handing a socket to a connection; generation.
 Invariant: while the process lives it accepts, so that a draining server answers 503 instead of nothing; it
-leaves when no exchange is running or the drain time is over, whichever is first.
+leaves when no exchange runs here and no request anywhere in the front, or when the drain time is over.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         started = time.monotonic()
         quiet_since = started
         while (now := time.monotonic()) - started < self.settings.drain_s:
-            if self.exchanges:
+            if self.exchanges or self.metrics.total("strongroom_requests_in_flight"):
                 quiet_since = now
             elif now - quiet_since >= QUIET_S:
                 return

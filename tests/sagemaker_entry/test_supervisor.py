@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from container.ranks.heartbeat import HealthLimits
 from sagemaker_entry import children
 from sagemaker_entry.settings import Settings, read
 from sagemaker_entry.supervisor import engine_config
+from sagemaker_entry.worker import QUIET_S
 from tests.sagemaker_entry.harness import ROOT, Server, post, read_all, status_of, wait_until
 
 HELLO = {"inputs": "hello ", "parameters": {"max_new_tokens": 4}}
@@ -72,8 +74,8 @@ def test_the_port_answers_at_once_and_ping_tells_the_load_phase(tmp_path: Path) 
 
 
 def test_a_drain_refuses_new_requests_at_once_and_lets_running_ones_finish(own_server: Server) -> None:
-    running = Caller(own_server, post("/invocations", slow(40)))
-    streaming = Caller(own_server, post("/invocations", slow(30, stream=True)))
+    running = Caller(own_server, post("/invocations", slow(60)))
+    streaming = Caller(own_server, post("/invocations", slow(50, stream=True)))
     idle = own_server.connect()
     idle.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
     assert status_of(idle.recv(1000)) == 200
@@ -91,7 +93,25 @@ def test_a_drain_refuses_new_requests_at_once_and_lets_running_ones_finish(own_s
     assert streaming.reply.endswith(b"0\r\n\r\n"), "the stream did not end properly"
     assert b"generated_text" in streaming.reply
     assert own_server.process.wait(10) == 0
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 9
+
+
+def test_a_worker_with_nothing_to_do_refuses_until_the_others_are_done(tmp_path: Path) -> None:
+    with Server(tmp_path, STRONGROOM_WORKERS="2") as server, ExitStack() as closing:
+        running = Caller(server, post("/invocations", slow(60)))
+        kept = [closing.enter_context(server.connect()) for _ in range(12)]  # some at either worker
+        for connection in kept:
+            connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert status_of(connection.recv(1000)) == 200
+        wait_until(lambda: server.engine["running"] == 1, what="a running request")
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(QUIET_S * 3)
+        for connection in kept:
+            connection.sendall(b"GET /info HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert status_of(connection.recv(1000)) == 503
+        running.join(10)
+        assert server.process.wait(10) == 0
+    assert status_of(running.reply) == 200
 
 
 def test_what_cannot_finish_in_the_drain_time_gets_an_error(tmp_path: Path) -> None:
