@@ -1,0 +1,64 @@
+// The C interface that Python calls: choice of the instruction set, teams, operators one by one for tests.
+//
+// Callers hand over addresses and sizes that they have checked; nothing here is reachable with a client's numbers.
+#include "operators.hpp"
+
+#include <cstring>
+
+namespace strongroom {
+
+#define STRONGROOM_DECLARE(isa) \
+  namespace isa {               \
+  extern const Operators operators; \
+  }
+STRONGROOM_DECLARE(plain)
+#if defined(__x86_64__)
+STRONGROOM_DECLARE(avx2)
+#endif
+
+namespace {
+
+// Widest first. `limit` names the set to stop at, for tests; null or unknown: the machine decides.
+const Operators* choose(const char* limit) {
+  bool reached = limit == nullptr;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  reached = reached || std::strcmp(limit, avx2::operators.name) == 0;
+  if (reached && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    return &avx2::operators;
+  }
+#endif
+  return &plain::operators;
+}
+
+struct Handle {
+  Handle(const Operators* chosen, int threads) : operators(chosen), team(threads) {}
+  const Operators* operators;
+  Team team;
+};
+
+}  // namespace
+}  // namespace strongroom
+
+using namespace strongroom;
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+void* strongroom_open(const char* isa, std::int32_t threads) { return new Handle(choose(isa), threads); }
+
+void strongroom_close(void* handle) { delete static_cast<Handle*>(handle); }
+
+const char* strongroom_isa(void* handle) { return static_cast<Handle*>(handle)->operators->name; }
+
+void strongroom_attention(void* handle, const AttentionLayer* layer, const Paging* paging, const Row* rows,
+                          std::int32_t row_count, const float* qkv, float* out) {
+  auto* opened = static_cast<Handle*>(handle);
+  opened->team.run([&](Member& member) {
+    opened->operators->attention(member, *layer, *paging, rows, row_count, qkv, out);
+  });
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

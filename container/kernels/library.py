@@ -1,0 +1,96 @@
+"""The native operators as Python calls them: found beside this file, opened once per runner.
+
+Owns: the library's lifetime, the C structures, which instruction set is used.
+Must not know: torch modules, models, requests. Addresses come from tensors that the caller keeps alive.
+Invariant: every size is checked by the caller before it gets here; the library trusts what it is handed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+LIBRARY: Final = Path(__file__).with_name("libstrongroom.so")
+
+
+class NativeMissing(OSError):
+    """The package was built without native operators, or for another machine."""
+
+
+class AttentionLayer(ctypes.Structure):
+    """One layer's attention; see csrc/attention.hpp."""
+
+    _fields_ = (
+        ("heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("dim", ctypes.c_int32),
+        ("window", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("key_offset", ctypes.c_int64),
+        ("value_offset", ctypes.c_int64),
+    )
+
+
+class Paging(ctypes.Structure):
+    """How positions lie in pages; see csrc/attention.hpp."""
+
+    _fields_ = (("page_tokens", ctypes.c_int32), ("type", ctypes.c_int32))
+
+
+class Row(ctypes.Structure):
+    """Consecutive tokens of one sequence; see csrc/attention.hpp."""
+
+    _fields_ = (
+        ("first", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("start", ctypes.c_int32),
+        ("pages", ctypes.c_void_p),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Return the loaded library; raises NativeMissing."""
+    try:
+        loaded = ctypes.CDLL(str(LIBRARY))
+    except OSError:
+        raise NativeMissing("the native operators are not built") from None
+    loaded.strongroom_open.restype = ctypes.c_void_p
+    loaded.strongroom_open.argtypes = [ctypes.c_char_p, ctypes.c_int32]
+    loaded.strongroom_close.argtypes = [ctypes.c_void_p]
+    loaded.strongroom_isa.restype = ctypes.c_char_p
+    loaded.strongroom_isa.argtypes = [ctypes.c_void_p]
+    return loaded
+
+
+class Native:
+    """The operators with a team of `threads` threads; `isa` limits the instruction set, for tests."""
+
+    def __init__(self, threads: int, isa: str | None = None) -> None:
+        assert threads >= 1, "a team has a thread"
+        self._library = library()
+        name = None if isa is None else isa.encode()
+        self._handle: int | None = self._library.strongroom_open(name, threads)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use: `plain`, `avx2`, ..."""
+        name: bytes = self._library.strongroom_isa(self._opened)
+        return name.decode()
+
+    @property
+    def _opened(self) -> int:
+        assert self._handle is not None, "the operators were closed"
+        return self._handle
+
+    def call(self, function: str, *arguments: Any) -> None:
+        """Call `function` of the library with this team; blocks until all threads are done."""
+        getattr(self._library, function)(ctypes.c_void_p(self._opened), *arguments)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._handle is not None:
+            self._library.strongroom_close(self._handle)
+            self._handle = None
