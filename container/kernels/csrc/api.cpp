@@ -53,10 +53,11 @@ void strongroom_close(void* handle) { delete static_cast<Handle*>(handle); }
 const char* strongroom_isa(void* handle) { return static_cast<Handle*>(handle)->operators->name; }
 
 void strongroom_attention(void* handle, const AttentionLayer* layer, const Paging* paging, const Row* rows,
-                          std::int32_t row_count, const float* qkv, float* out) {
+                          std::int32_t row_count, const float* qkv, float* out, float* scratch,
+                          std::int64_t scratch_floats) {
   auto* opened = static_cast<Handle*>(handle);
   opened->team.run([&](Member& member) {
-    opened->operators->attention(member, *layer, *paging, rows, row_count, qkv, out);
+    opened->operators->attention(member, *layer, *paging, rows, row_count, qkv, out, scratch, scratch_floats);
   });
 }
 
