@@ -129,6 +129,8 @@ class Scratch(ctypes.Structure):
         ("wide", ctypes.c_void_p),
         ("narrow", ctypes.c_void_p),
         ("quantized", Activations),
+        ("attention", ctypes.c_void_p),
+        ("attention_floats", ctypes.c_int64),
     )
 
 

@@ -49,6 +49,8 @@ struct Scratch {
   float* wide;                  // (tokens, the widest of qkv and intermediate)
   float* narrow;                // (tokens, heads * dim, or hidden)
   Activations quantized;        // (tokens, the widest input)
+  float* attention;             // see attention.hpp
+  std::int64_t attention_floats;
 };
 
 struct DecoderStep {

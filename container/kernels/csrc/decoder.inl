@@ -100,7 +100,8 @@ struct Pass {
   void attend(const DecoderLayer& layer) {
     member.share(step.tokens, [&](int token) { place_heads(layer, token); });
     member.barrier();
-    attention(member, layer.attention, decoder.paging, step.rows, step.row_count, scratch.wide, scratch.narrow);
+    attention(member, layer.attention, decoder.paging, step.rows, step.row_count, scratch.wide, scratch.narrow,
+              scratch.attention, scratch.attention_floats);
   }
 
   void add_projection(const Int8Weight& weight, const float* x) {

@@ -24,8 +24,8 @@ struct Quad {
 #endif
 };
 
-// Sums of products, two of each output's in neighbouring lanes.
-struct Sums {
+// Products of products, two of each output's in neighbouring lanes.
+struct Products {
   i8 low, high;
 };
 
@@ -41,31 +41,31 @@ static inline Quad load_quad(const std::int8_t* from) {
   return quad;
 }
 
-// Adds the products of four inputs to the sums, exactly.
-static inline void add_products(Sums& sums, const Quad& weight, const std::int16_t* activation) {
+// Adds the products of four inputs to the products, exactly.
+static inline void add_products(Products& products, const Quad& weight, const std::int16_t* activation) {
 #if defined(__AVX2__)
   long long four;
   std::memcpy(&four, activation, sizeof four);
   const __m256i inputs = _mm256_set1_epi64x(four);
-  sums.low += reinterpret_cast<i8>(_mm256_madd_epi16(weight.low, inputs));
-  sums.high += reinterpret_cast<i8>(_mm256_madd_epi16(weight.high, inputs));
+  products.low += reinterpret_cast<i8>(_mm256_madd_epi16(weight.low, inputs));
+  products.high += reinterpret_cast<i8>(_mm256_madd_epi16(weight.high, inputs));
 #else
   for (int lane = 0; lane < LANES; ++lane) {  // of the weights as they lie
-    i8& half = lane < 4 ? sums.low : sums.high;
+    i8& half = lane < 4 ? products.low : products.high;
     for (int at = 0; at < 4; ++at) half[lane % 4 * 2 + at / 2] += weight.value[lane * 4 + at] * activation[at];
   }
 #endif
 }
 
 // Returns one sum per output.
-static inline f8 collected(const Sums& sums) {
+static inline f8 collected(const Products& products) {
 #if defined(__AVX2__)
-  const __m256i pairs = _mm256_hadd_epi32(reinterpret_cast<__m256i>(sums.low), reinterpret_cast<__m256i>(sums.high));
+  const __m256i pairs = _mm256_hadd_epi32(reinterpret_cast<__m256i>(products.low), reinterpret_cast<__m256i>(products.high));
   return to_float(reinterpret_cast<i8>(pairs));  // lies in order because the weights do not
 #else
   f8 result;
   for (int lane = 0; lane < LANES; ++lane) {
-    const i8& half = lane < 4 ? sums.low : sums.high;
+    const i8& half = lane < 4 ? products.low : products.high;
     result[ORDER[lane]] = static_cast<float>(half[lane % 4 * 2] + half[lane % 4 * 2 + 1]);
   }
   return result;
@@ -143,7 +143,7 @@ static void quantize(Member& member, const float* x, int tokens, int inputs, Act
   });
 }
 
-// One group of outputs times TOKENS tokens: few enough that all sums stay in registers.
+// One group of outputs times TOKENS tokens: few enough that all products stay in registers.
 template <int TOKENS>
 static __attribute__((noinline)) void product(const Int8Weight& weight, int group, const Activations& x, int token,
                                               f8* result) {
@@ -156,18 +156,18 @@ static __attribute__((noinline)) void product(const Int8Weight& weight, int grou
   const std::int64_t stride = weight.inputs;
   f8 totals[TOKENS] = {};
   for (int block = 0; block < blocks; ++block) {
-    Sums sums[TOKENS] = {};
+    Products products[TOKENS] = {};
 #pragma GCC unroll 2
     for (int quad = 0; quad < QUADS; ++quad) {
       const Quad four = load_quad(values + quad * LANES * 4);
 #pragma GCC unroll 8
       for (int t = 0; t < TOKENS; ++t)
-        add_products(sums[t], four, activation + t * stride + quad * 4);
+        add_products(products[t], four, activation + t * stride + quad * 4);
     }
     const f8 scale = load_fp16(scales);
 #pragma GCC unroll 8
     for (int t = 0; t < TOKENS; ++t)
-      totals[t] += collected(sums[t]) * (scale * splat(activation_scale[t * blocks]));
+      totals[t] += collected(products[t]) * (scale * splat(activation_scale[t * blocks]));
     values += BLOCK_VALUES;
     scales += GROUP;
     activation += BLOCK;
