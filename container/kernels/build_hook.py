@@ -70,7 +70,7 @@ def build(target: Path) -> None:
             _run([chosen, *COMMON, *flags, "-c", str(SOURCES / source), "-o", made])
             objects.append(made)
         made = f"{folder}/{LIBRARY}"
-        _run([chosen, *objects, *LINK, "-o", made])
+        _run([chosen, *objects, *LINK, f"-Wl,--version-script={SOURCES / 'exports.map'}", "-o", made])
         target.unlink(missing_ok=True)  # a running process keeps the old one
         shutil.move(made, target)
 

@@ -154,9 +154,10 @@ class Native:
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         assert threads >= 1, "a team has a thread"
+        self._handle: int | None = None
         self._library = library()
         name = None if isa is None else isa.encode()
-        self._handle: int | None = self._library.strongroom_open(name, threads)
+        self._handle = self._library.strongroom_open(name, threads)
 
     @property
     def isa(self) -> str:
@@ -173,8 +174,11 @@ class Native:
         """Call `function` of the library with this team; blocks until all threads are done."""
         getattr(self._library, function)(ctypes.c_void_p(self._opened), *arguments)
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the threads."""
+        """End the threads; whoever still holds weights for them closes it by letting go."""
         if self._handle is not None:
             self._library.strongroom_close(self._handle)
             self._handle = None

@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 
 from container.engine.step import Capacity, Runner
-from container.model import division, probe, shape, surgery
+from container.model import division, fused, probe, shape, surgery
 from container.model import parts as parts_made
 from container.model.compat import CompatRunner, PlainModel
 from container.model.grammar import GrammarCache
@@ -30,7 +30,7 @@ from container.model.positions import freeze_positions
 from container.model.preparation import Preparation, facts_of
 from container.model.probe import Measured, ProbeFailed, ProbeReason
 from container.model.quantize_checkpoint import full_precision
-from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler
+from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler, StepModel
 from container.model.shape import RunnerConfig, Sizes
 from container.model.shard_files import source_sha256
 from container.model.source import ModelSource
@@ -64,6 +64,7 @@ class ModelFacts:
     fused: dict[str, int] = field(default_factory=dict)  # modules replaced, by surgery.Part
     quantize: str = "none"  # the scheme, one of quantize_choose.Scheme
     quantize_reason: str = ""  # why this one
+    operators: str = "torch"  # that compute a step: torch's, or the fused native ones
     quantized: str = ""  # what was quantized and what was left, in counts
 
 
@@ -150,31 +151,66 @@ class _Start:
 
     def alone(self, make_sampler: Callable[[int], SlotSampler], score: Scorer) -> tuple[Runner, ModelFacts]:
         """Return the runner of a model that one process holds."""
-        config, clock = self._config, self._clock
-        reason: ProbeReason | None = None
-        try:
-            self._progress("checking structure")
-            with clock.phase("probe_structure"):
-                probe.probe_structure(read_config(self._source))
-        except ProbeFailed as failure:
-            reason = failure.reason
-        known = reason
-        # compat runs the model as it is
-        parts = surgery.parts(config.surgery) if known is None else frozenset[surgery.Part]()
-        prepared, loaded = self._load(parts)
+        prepared, loaded = self._load(surgery.parts(self._config.surgery))
+        fused_runner = self._fused(prepared, loaded, make_sampler, score)
+        if fused_runner is not None:
+            return fused_runner, self._facts(loaded, None, prepared, operators="fused")
+        known = self._structure()
         measured, reason = self._judge(prepared, loaded, known)
         if measured is None and prepared.fused_unjudged:
+            # compat runs the model as it is
             prepared, loaded = self._load(frozenset())
             measured, reason = self._judge(prepared, loaded, known)
         facts = self._facts(loaded, reason, prepared)
         if measured is not None:
             return self._native(loaded, measured, make_sampler, score), facts
         assert reason is not None
-        if not config.compat:
+        if not self._config.compat:
             raise ModelRefused(reason)
-        with clock.phase("probe_compat"):
-            runner = _compat(loaded, config, self._wanted(loaded.text_config), make_sampler, score)
+        with self._clock.phase("probe_compat"):
+            wanted = self._wanted(loaded.text_config)
+            runner = _compat(loaded, self._config, wanted, make_sampler, score)
         return runner, facts
+
+    def _structure(self) -> ProbeReason | None:
+        """Return why a model built like this cannot run natively, None when it may."""
+        self._progress("checking structure")
+        try:
+            with self._clock.phase("probe_structure"):
+                probe.probe_structure(read_config(self._source))
+        except ProbeFailed as failure:
+            return failure.reason
+        return None
+
+    def _fused(
+        self,
+        prepared: Preparation,
+        loaded: LoadedModel,
+        make_sampler: Callable[[int], SlotSampler],
+        score: Scorer,
+    ) -> NativeRunner | None:
+        """Return a runner on the fused operators, None where the model is not made for them.
+
+        What they compute is compared with the model itself, so that no other probe is needed.
+        """
+        if prepared.native is None:
+            return None
+        self._progress("comparing with the reference")
+        with self._clock.phase("fuse"):
+            taken = fused.fuse(loaded, self._freeze, prepared.native)
+        if taken is None:
+            return None
+        if not taken.finite:
+            raise prepared.overflow()
+        sizes = self._sizes(taken.measured, self._wanted(loaded.text_config))
+        packed = taken.model(sizes.limits())
+        return _runner(packed, taken.measured, sizes, self._config, make_sampler, score)
+
+    def _freeze(self, loaded: LoadedModel, measured: Measured) -> int:
+        """Freeze positions for the longest sequence that memory allows, and return its tokens."""
+        sizes = self._sizes(measured, self._wanted(loaded.text_config))
+        freeze_positions(loaded.model, sizes.sequence_tokens)
+        return sizes.sequence_tokens
 
     def rank(
         self, make_sampler: Callable[[int], SlotSampler], score: Scorer, group: Group
@@ -216,6 +252,7 @@ class _Start:
             loaded = steps.load(self._source, self._dtype, self._wanted, self._progress, *place)
         if self._given is None:
             prepared.complete(loaded.model)
+            prepared.adopt(loaded.model, torch.get_num_threads())
         return prepared, loaded
 
     def _with_parts(self, prepared: Preparation, size: int) -> LayerSteps:
@@ -260,12 +297,20 @@ class _Start:
         make_sampler: Callable[[int], SlotSampler],
         score: Scorer,
     ) -> NativeRunner:
+        self._freeze(loaded, measured)
         sizes = self._sizes(measured, self._wanted(loaded.text_config))
-        freeze_positions(loaded.model, sizes.sequence_tokens)  # memory may allow less than was wanted
         return _native(loaded, measured, sizes, self._config, make_sampler, score)
 
-    def _facts(self, loaded: LoadedModel, reason: ProbeReason | None, prepared: Preparation) -> ModelFacts:
+    def _facts(
+        self,
+        loaded: LoadedModel,
+        reason: ProbeReason | None,
+        prepared: Preparation,
+        *,
+        operators: str = "torch",
+    ) -> ModelFacts:
         return ModelFacts(
+            operators=operators,
             runner="native" if reason is None else "compat",
             reason=reason,
             architecture=loaded.architecture,
@@ -294,9 +339,20 @@ def _native(
     group: Group | None = None,
 ) -> NativeRunner:
     kv = KVCache(measured.layers, next(loaded.model.parameters()).dtype, sizes.limits())
+    packed = PackedModel(loaded.model, kv, group)
+    return _runner(packed, measured, sizes, config, make_sampler, score)
+
+
+def _runner(
+    packed: StepModel,
+    measured: Measured,
+    sizes: Sizes,
+    config: RunnerConfig,
+    make_sampler: Callable[[int], SlotSampler],
+    score: Scorer,
+) -> NativeRunner:
     capacity = _capacity(sizes, measured.vocabulary)
     capacity = replace(capacity, prefix_cache=config.prefix_cache)
-    packed = PackedModel(loaded.model, kv, group)
     return NativeRunner(packed, make_sampler(measured.vocabulary), score, sizes, capacity)
 
 

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from container.kernels.library import Native, NativeMissing, library
 from container.model import probe, shape, surgery
 from container.model.load import LoadedModel, empty_model, untouched
 from container.model.quantize import Report, quantize
 from container.model.quantize_choose import Facts, QuantizeRefused, Scheme, choose
 from container.model.quantize_modules import plain_activations
+from container.model.quantize_native import adopt
 from container.model.shard_files import Recipe
 from container.model.steps import LayerSteps
 
@@ -33,6 +35,7 @@ class Preparation:
         self.choice = choose(setting, facts)
         self.report = Report(self.choice.scheme)
         self.fused: dict[str, int] = {}
+        self.native: Native | None = None  # operators that hold the model's int8 blocks
         self._parts = parts
         # Alone and unquantized, surgery waits for the probe, which can undo it.
         self.judged_later = not together and not self.quantizes
@@ -83,8 +86,12 @@ class Preparation:
         except AssertionError:  # what was fused turned out not to share its input
             raise probe.ProbeFailed(probe.ProbeReason.BUILD_ERROR) from None
         if not all(rows.isfinite().all() for rows in logits):
-            scheme = self.choice.scheme.value
-            raise QuantizeRefused(f"activations overflow under `{scheme}`\nhint: choose `none`")
+            raise self.overflow()
+
+    def overflow(self) -> QuantizeRefused:
+        """Return the refusal of a scheme under which results are not finite."""
+        scheme = self.choice.scheme.value
+        return QuantizeRefused(f"activations overflow under `{scheme}`\nhint: choose `none`")
 
     def complete(self, model: Any) -> None:
         """Quantize what lies outside the layers; raises QuantizeRefused where the scheme fits nothing."""
@@ -95,6 +102,12 @@ class Preparation:
         if self.report.nothing_done:
             scheme = self.choice.scheme.value
             raise QuantizeRefused(f"`{scheme}` fits no layer of this model\nhint: choose `none`")
+
+    def adopt(self, model: Any, threads: int) -> None:
+        """Give int8 blocks to the native operators, where there are any."""
+        if self.choice.scheme is Scheme.INT8_BLOCK and native_operators():
+            self.native = Native(threads)
+            adopt(model, self.native)
 
     def judge(self, loaded: LoadedModel, after_reference: Callable[[], None]) -> probe.Measured:
         """Probe B: the real weights, before and after hook and surgery; raises ProbeFailed.
@@ -118,6 +131,15 @@ class Preparation:
         return measured
 
 
+def native_operators() -> bool:
+    """Return whether the package was built with native operators for this machine."""
+    try:
+        library()
+    except NativeMissing:
+        return False
+    return True
+
+
 def facts_of(config: Any, dtype: torch.dtype) -> Facts:
     """Return what the choice depends on, before any weight is read; raises LoadError.
 
@@ -125,16 +147,20 @@ def facts_of(config: Any, dtype: torch.dtype) -> Facts:
     """
     model = empty_model(config, dtype)
     parameters = {id(parameter): parameter.nbytes for parameter in model.parameters()}
-    kept = {id(p): p.nbytes for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    embedded = {
+        id(p): p.nbytes for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
     head = model.get_output_embeddings()
-    if head is not None:
-        kept |= {id(p): p.nbytes for p in head.parameters()}
+    heads = {} if head is None else {id(p): p.nbytes for p in head.parameters()}
     return Facts(
         device="cpu",
         capability=None,
         flags=shape.cpu_flags(),
         memory_bytes=shape.memory_limit_bytes(),
         model_bytes=sum(parameters.values()),
-        kept_bytes=sum(kept.values()),
+        kept_bytes=sum((embedded | heads).values()),
+        head_bytes=sum(heads.values()),
+        head_tied=not embedded.keys().isdisjoint(heads),
         weight_bytes=dtype.itemsize,
+        block_kernel=native_operators(),
     )

@@ -195,6 +195,21 @@ def compare(
     return measured
 
 
+def replay(
+    step: Callable[[list[PackedRow]], Tensor], sequences: Sequence[Sequence[int]]
+) -> list[list[Tensor]]:
+    """Return the logits of every token of the `sequences`, in parts, from the probe's packed steps."""
+    results: list[list[Tensor]] = [[] for _ in sequences]
+    for rows in STEPS:
+        logits = step(
+            [PackedRow(at, first, sequences[at][first:last], range(last - first)) for at, first, last in rows]
+        )
+        parts = torch.split(logits, [last - first for _, first, last in rows])
+        for (at, _, _), part in zip(rows, parts, strict=True):
+            results[at].append(part)
+    return results
+
+
 def agree(logits: Tensor, reference: Tensor, dtype: torch.dtype) -> bool:
     """Return whether the error is within what `dtype` rounds off and clear winners agree; NaN never does."""
     limit = LIMIT_BF16 if dtype == torch.bfloat16 else LIMIT_FP32

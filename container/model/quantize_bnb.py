@@ -27,7 +27,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from container.model.quantize_format import Obstacle, Part
+from container.model.quantize_format import Format, Obstacle, Part
 
 BLOCK: Final = 64
 SMALL_BLOCK: Final = 32  # where 64 does not divide the width
@@ -54,7 +54,7 @@ def library() -> Any:
             sys.modules[DOWNLOADER] = before  # type: ignore[assignment]
 
 
-class Nf4:
+class Nf4(Format):
     """4-bit normal float in blocks along the rows: 64, or 32 where 64 does not divide the width.
 
     A shard equals the whole, bit for bit, where both have blocks of 64 (see `aligned_width`).
@@ -89,7 +89,7 @@ class Nf4:
         return y
 
 
-class Int8:
+class Int8(Format):
     """Weights as int8 with a scale per output; activations, cast to fp16, with a scale per token.
 
     Activations beyond 65504 become infinite; the probe of the real weights then fails the start.

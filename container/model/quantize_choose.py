@@ -77,7 +77,9 @@ class Facts:
     flags: frozenset[str]  # CPU instruction sets
     memory_bytes: int  # for weights, keys, values and activations together
     model_bytes: int  # this rank's weights unquantized, in the dtype computed in
-    kept_bytes: int = 0  # of these: embeddings, head, norms, routers, which no scheme touches
+    kept_bytes: int = 0  # of these: embeddings, head, norms, routers, which most schemes leave
+    head_bytes: int = 0  # of those: the head, which int8 blocks hold too
+    head_tied: bool = False  # it is the embedding too, which stays beside its blocks
     weight_bytes: int = 2  # of one unquantized weight
     block_kernel: bool = False  # a native kernel multiplies int8 blocks
 
@@ -129,8 +131,11 @@ def needed_bytes(scheme: Scheme, facts: Facts) -> int:
     """Return the bytes of this rank's weights under `scheme`, scales included."""
     if scheme is Scheme.NONE:
         return facts.model_bytes
-    quantized = (facts.model_bytes - facts.kept_bytes) / facts.weight_bytes
-    return facts.kept_bytes + int(quantized * BITS[scheme] / 8)
+    kept, quantized = facts.kept_bytes, (facts.model_bytes - facts.kept_bytes) / facts.weight_bytes
+    if scheme is Scheme.INT8_BLOCK:
+        kept -= 0 if facts.head_tied else facts.head_bytes
+        quantized += facts.head_bytes / facts.weight_bytes
+    return kept + int(quantized * BITS[scheme] / 8)
 
 
 def _asked(scheme: Scheme, facts: Facts) -> Choice:

@@ -45,6 +45,10 @@ class Multiplier(Protocol):
     def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the weight (out_features, in_features) the parts stand for, in full precision."""
 
+    def multiply_plain(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """As `multiply`, with the unpacked weight and activations as they are."""
+        return functional.linear(x, self.unpack(parts).to(x.dtype))
+
 
 class Format(Multiplier, Protocol):
     """Packs, unpacks and multiplies one weight matrix (out_features, in_features)."""
@@ -63,7 +67,7 @@ class Format(Multiplier, Protocol):
         """Return the parts of `weight` (out_features, in_features), on its device."""
 
 
-class Plain:
+class Plain(Multiplier):
     """The weight as it was: where one of an expert's two weights cannot be packed."""
 
     def multiply(self, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:

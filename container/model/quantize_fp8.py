@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from container.model.quantize_format import Obstacle, Part
+from container.model.quantize_format import Format, Obstacle, Part
 
 LARGEST: Final = 448.0  # of e4m3
 MULTIPLE: Final = 16  # of both widths, by the tensor cores
@@ -33,7 +33,7 @@ def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(torch.float8_e4m3fn), scale
 
 
-class Fp8:
+class Fp8(Format):
     """y = (x8 w8^T) * scale of the token * scale of the output, in fp32, rounded once; bf16 on the GPU."""
 
     aligned_width = 1

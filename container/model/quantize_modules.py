@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from container.model.quantize_format import Multiplier
 
@@ -56,11 +55,18 @@ class PackedWeight(nn.Module):
         named = {name: self.get_buffer(name) for name in self._part_names}
         return named if index is None else {name: part[index] for name, part in named.items()}
 
+    def set_parts(self, form: Multiplier, parts: dict[str, Tensor]) -> None:
+        """Hold the same weight in another form, under the same names."""
+        assert tuple(parts) == self._part_names, "the form has other parts"
+        self.form = form
+        for name, part in parts.items():
+            self.register_buffer(name, part)
+
     def multiply(self, x: Tensor, index: int | None = None) -> Tensor:
         """Return `x` (tokens, in) times the weight transposed, (tokens, out)."""
         parts = self.parts(index)
         if _plain.get():
-            return functional.linear(x, self.form.unpack(parts).to(x.dtype))
+            return self.form.multiply_plain(x, parts)
         return self.form.multiply(x, parts)
 
     @property

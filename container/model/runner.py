@@ -28,7 +28,7 @@ from container.engine.step import (
     StepResult,
 )
 from container.model.masks import Verdict
-from container.model.packed import PackedModel, PackedRow
+from container.model.packed import PackedRow
 from container.model.shape import Sizes
 
 SCORE_ROWS = 64  # positions scored at once: bounds the copy that log-softmax makes
@@ -84,6 +84,32 @@ class NoSampler:
         hold_stops: Sequence[bool],  # noqa: ARG002
     ) -> list[SampledToken | None]:
         raise AssertionError("a follower was given logits")
+
+
+class StepKV(Protocol):
+    """Keys and values of running sequences; container.model.kv_cache and kv_pages are the real ones."""
+
+    def release(self, slot: int) -> None: ...
+
+    def save(self, slot: int, index: int, block: int) -> None: ...
+
+    def restore(self, slot: int, blocks: Sequence[int]) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+class StepModel(Protocol):
+    """What computes one packed step; PackedModel and FusedModel are the real ones."""
+
+    @property
+    def kv(self) -> StepKV: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    def logits(self, rows: Sequence[PackedRow]) -> Tensor | None: ...
+
+    def close(self) -> None: ...
 
 
 class Scorer(Protocol):
@@ -220,7 +246,7 @@ class NativeRunner:
     """Runs plans on a model that passed the probe. Implements container.engine.step.Runner."""
 
     def __init__(
-        self, packed: PackedModel, sampler: SlotSampler, score: Scorer, sizes: Sizes, capacity: Capacity
+        self, packed: StepModel, sampler: SlotSampler, score: Scorer, sizes: Sizes, capacity: Capacity
     ) -> None:
         self._packed = packed
         self._sampler = sampler
@@ -233,7 +259,7 @@ class NativeRunner:
         return self._capacity
 
     @property
-    def packed(self) -> PackedModel:
+    def packed(self) -> StepModel:
         """The model that steps run on; whoever asks it directly runs no steps meanwhile."""
         return self._packed
 

@@ -51,11 +51,13 @@ def test_a_quantized_model_runs_natively(kind: str, scheme: Scheme) -> None:
 def test_facts_tell_the_scheme_the_reason_and_the_counts() -> None:
     _, facts = start(replace(CONFIG, quantize="int8-block"), tiny_source("llama"))
     assert facts.quantize_reason.startswith("asked for")
+    assert "15 linear layers" in facts.quantized  # the head among them
+    _, facts = start(replace(CONFIG, quantize="int4-block"), tiny_source("llama"))
     assert "14 linear layers" in facts.quantized
     assert "1 left (output)" in facts.quantized
     _, facts = start(replace(CONFIG, quantize="auto"), tiny_source("llama"))
-    assert facts.quantize == "none"
-    assert facts.quantize_reason
+    assert facts.quantize == "int8-block"
+    assert facts.quantize_reason == "native int8 blocks on this CPU"
 
 
 def test_compat_serves_a_quantized_model_too() -> None:

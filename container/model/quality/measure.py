@@ -25,9 +25,9 @@ from torch import Tensor
 
 from container.model.build import ModelRefused, build_runner
 from container.model.load import LoadError
-from container.model.packed import PackedModel, PackedRow
+from container.model.packed import PackedRow
 from container.model.quantize_choose import QuantizeRefused
-from container.model.runner import NativeRunner
+from container.model.runner import NativeRunner, StepModel
 from container.model.shape import RunnerConfig, SizingError
 from container.model.source import ModelSource
 
@@ -83,7 +83,7 @@ class Opened:
         self.parameters = parameters
 
     @property
-    def packed(self) -> PackedModel:
+    def packed(self) -> StepModel:
         return self._runner.packed
 
     @property

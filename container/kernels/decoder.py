@@ -1,0 +1,214 @@
+"""The fused decoder as Python calls it: its weights, its scratch, one call per step.
+
+Owns: the structures handed to the library, the memory they point to, every check the native code omits.
+Must not know: where the weights came from, slots, pages' lifetimes.
+Invariant: whatever an address in a structure points to is held by this object, or by the caller for the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from container.kernels import library
+from container.kernels.attention import SCRATCH_FLOATS, AttentionRow, AttentionShape, PageLayout, packed_rows
+from container.kernels.int8 import ArrangedInt8
+from container.kernels.library import Native
+
+LANES: Final = 8
+
+
+class Gate(IntEnum):
+    """What is applied to a gate before it is multiplied with its up projection."""
+
+    SILU = 0
+    GELU_TANH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer. Norms are float32 (hidden,), or (dim,) for those of heads.
+
+    `qkv` has all query heads' outputs, then all key heads', then all value heads'; `gate_up` 8 gates and
+    their 8 ups in turn (see `int8.join`).
+    """
+
+    attention: AttentionShape
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    qkv: ArrangedInt8
+    output: ArrangedInt8
+    gate_up: ArrangedInt8
+    down: ArrangedInt8
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A whole decoder. `embedding` (vocabulary, hidden), `cosines` and `sines` (positions, rotated / 2)."""
+
+    layers: Sequence[Layer]
+    embedding: Tensor
+    last_norm: Tensor
+    head: ArrangedInt8
+    cosines: Tensor
+    sines: Tensor
+    epsilon: float
+    gate: Gate
+
+
+class FusedDecoder:
+    """Runs steps over `weights`. `plain` leaves activations unquantized, to be compared with plain torch."""
+
+    def __init__(self, native: Native, weights: Weights, layout: PageLayout, *, plain: bool = False) -> None:
+        self._native = native
+        self._weights = weights
+        self._layout = layout
+        self._hidden = weights.embedding.shape[1]
+        first = weights.layers[0]
+        self._intermediate = first.down.inputs
+        self._vocabulary = weights.embedding.shape[0]
+        self._positions = weights.cosines.shape[0]
+        self._check()
+        layers = [self._layer(number, layer) for number, layer in enumerate(weights.layers)]
+        self._layers = (library.DecoderLayer * len(layers))(*layers)
+        self._decoder = library.Decoder(
+            self._hidden,
+            self._intermediate,
+            len(layers),
+            self._vocabulary,
+            2 * weights.cosines.shape[1],
+            int(weights.gate),
+            weights.epsilon,
+            int(plain),
+            ctypes.addressof(self._layers),
+            weights.last_norm.data_ptr(),
+            weights.embedding.data_ptr(),
+            weights.cosines.data_ptr(),
+            weights.sines.data_ptr(),
+            weights.head.structure,
+            layout.native(),
+        )
+        self._attention = torch.empty(SCRATCH_FLOATS)
+        self._room = 0
+        self._scratch = library.Scratch()
+        self._held: list[Tensor] = []
+
+    def _check(self) -> None:
+        weights = self._weights
+        for layer in weights.layers:
+            shape = layer.attention
+            width = (shape.heads + 2 * shape.kv_heads) * shape.dim
+            assert (layer.qkv.outputs, layer.qkv.inputs) == (width, self._hidden), "q k v do not fit"
+            inner = shape.heads * shape.dim
+            assert (layer.output.outputs, layer.output.inputs) == (self._hidden, inner), "output does not fit"
+            both = (2 * self._intermediate, self._hidden)
+            assert (layer.gate_up.outputs, layer.gate_up.inputs) == both, "gate and up do not fit"
+            down = (self._hidden, self._intermediate)
+            assert (layer.down.outputs, layer.down.inputs) == down, "down does not fit"
+            for norm, size in (
+                (layer.attention_norm, self._hidden),
+                (layer.mlp_norm, self._hidden),
+                (layer.query_norm, shape.dim),
+                (layer.key_norm, shape.dim),
+            ):
+                assert norm is None or _readable(norm, (size,)), "a norm does not fit"
+            assert 2 * weights.cosines.shape[1] <= shape.dim, "more is rotated than a head has"
+        assert self._hidden % LANES == 0 and weights.cosines.shape[1] % LANES == 0, "whole vectors"
+        assert _readable(weights.embedding, (self._vocabulary, self._hidden)), "the embedding"
+        assert _readable(weights.last_norm, (self._hidden,)), "the last norm"
+        table = weights.cosines.shape
+        assert _readable(weights.cosines, table) and _readable(weights.sines, table), "the rotations"
+        assert weights.head.inputs == self._hidden, "the head does not fit"
+
+    def _layer(self, number: int, layer: Layer) -> library.DecoderLayer:
+        return library.DecoderLayer(
+            self._layout.native_layer(number, layer.attention),
+            layer.attention_norm.data_ptr(),
+            layer.mlp_norm.data_ptr(),
+            None if layer.query_norm is None else layer.query_norm.data_ptr(),
+            None if layer.key_norm is None else layer.key_norm.data_ptr(),
+            layer.qkv.structure,
+            layer.output.structure,
+            layer.gate_up.structure,
+            layer.down.structure,
+        )
+
+    def _make_room(self, tokens: int) -> None:
+        if tokens <= self._room:
+            return
+        first = self._weights.layers[0]
+        inner = max(layer.attention.heads * layer.attention.dim for layer in self._weights.layers)
+        wide = max(first.qkv.padded_outputs, self._intermediate)
+        widest = max(self._hidden, inner, self._intermediate)
+        x, spread = torch.empty(tokens, self._hidden), torch.empty(tokens, wide)
+        narrow = torch.empty(tokens, max(self._hidden, inner))
+        values = torch.empty(tokens, widest, dtype=torch.int16)
+        scales = torch.empty(tokens, -(-widest // 32))
+        self._held = [x, spread, narrow, values, scales]
+        self._scratch = library.Scratch(
+            x.data_ptr(),
+            spread.data_ptr(),
+            narrow.data_ptr(),
+            library.Activations(values.data_ptr(), scales.data_ptr()),
+            self._attention.data_ptr(),
+            self._attention.numel(),
+        )
+        self._room = tokens
+
+    def forward(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        rows: Sequence[AttentionRow],
+        wanted: Sequence[int],
+    ) -> Tensor:
+        """Return logits (len(wanted), vocabulary) float32 of the tokens numbered `wanted`.
+
+        `rows` cover all tokens; a page they name must stay where it is until this returns.
+        """
+        tokens = len(token_ids)
+        ids = np.array(token_ids, np.int32)
+        places = np.array(positions, np.int32)
+        chosen = np.array(wanted, np.int32)
+        assert tokens and len(places) == tokens and sum(row.count for row in rows) == tokens, "rows cover all"
+        assert ids.min() >= 0 and ids.max() < self._vocabulary, "a token id is outside the vocabulary"
+        assert places.min() >= 0 and places.max() < self._positions, "a position was not frozen"
+        assert not len(chosen) or (chosen.min() >= 0 and chosen.max() < tokens), "what is wanted is not there"
+        packed = packed_rows(rows, tokens, self._layout.page_tokens)
+        self._make_room(tokens)
+        logits = torch.empty(len(chosen), self._weights.head.padded_outputs)
+        step = library.DecoderStep(
+            tokens,
+            len(packed),
+            len(chosen),
+            ids.ctypes.data,
+            places.ctypes.data,
+            packed.ctypes.data,
+            chosen.ctypes.data,
+            logits.data_ptr(),
+        )
+        self._native.call(
+            "strongroom_forward",
+            ctypes.byref(self._decoder),
+            ctypes.byref(step),
+            ctypes.byref(self._scratch),
+        )
+        return logits[:, : self._weights.head.outputs]
+
+    def wipe(self) -> None:
+        """Zero what the last step left in scratch memory."""
+        for held in (*self._held, self._attention):
+            held.zero_()
+
+
+def _readable(tensor: Tensor, shape: Sequence[int]) -> bool:
+    return tensor.dtype == torch.float32 and tensor.is_contiguous() and tuple(tensor.shape) == tuple(shape)
