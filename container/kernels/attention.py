@@ -1,4 +1,4 @@
-"""Attention over paged keys and values as Python calls it: layouts, rows, and every check the native code omits.
+"""Attention over paged keys and values as Python calls it: layouts, rows, every check the native code omits.
 
 Owns: where a layer's keys and values lie in a page, the rows' memory layout, the bounds of the operator.
 Must not know: sequences, slots, models. Pages and tensors belong to the caller, who keeps them alive.
@@ -86,7 +86,9 @@ class PageLayout:
         if not 1 <= page_tokens <= MAX_PAGE_TOKENS:
             raise ValueError(f"`page_tokens` is not from 1 to {MAX_PAGE_TOKENS}")
         lanes = -(-page_tokens // LANES) * LANES
-        keys, values, at = [], [], 0
+        keys: list[int] = []
+        values: list[int] = []
+        at = 0
         for kv_heads, dim in layers:
             scales = 4 * kv_heads * lanes if kv_type is KVType.INT8 else 0
             for offsets, positions in ((keys, lanes), (values, page_tokens)):

@@ -33,7 +33,7 @@ def quantized(vectors: Tensor) -> tuple[Tensor, Tensor]:
 def _views(
     page: Buffer, layout: PageLayout, layer: int, shape: AttentionShape
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Return keys (kv_heads, lanes, dim) and values (kv_heads, page_tokens, dim) of a page, each with scales."""
+    """Return a page's keys (kv_heads, lanes, dim), values (kv_heads, page_tokens, dim), each with scales."""
     whole = torch.from_numpy(page)
     size = layout.kv_type.element_bytes
     found: list[tuple[Tensor, Tensor | None]] = []
