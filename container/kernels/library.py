@@ -50,6 +50,90 @@ class Row(ctypes.Structure):
     )
 
 
+class Int8Weight(ctypes.Structure):
+    """A weight in int8 blocks; see csrc/gemm.hpp."""
+
+    _fields_ = (
+        ("outputs", ctypes.c_int32),
+        ("inputs", ctypes.c_int32),
+        ("values", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class Activations(ctypes.Structure):
+    """Inputs in int8 blocks; see csrc/gemm.hpp."""
+
+    _fields_ = (("values", ctypes.c_void_p), ("scales", ctypes.c_void_p))
+
+
+class DecoderLayer(ctypes.Structure):
+    """One layer of the fused decoder; see csrc/decoder.hpp."""
+
+    _fields_ = (
+        ("attention", AttentionLayer),
+        ("attention_norm", ctypes.c_void_p),
+        ("mlp_norm", ctypes.c_void_p),
+        ("query_norm", ctypes.c_void_p),
+        ("key_norm", ctypes.c_void_p),
+        ("qkv", Int8Weight),
+        ("output", Int8Weight),
+        ("gate_up", Int8Weight),
+        ("down", Int8Weight),
+    )
+
+
+class Decoder(ctypes.Structure):
+    """The fused decoder; see csrc/decoder.hpp."""
+
+    _fields_ = (
+        ("hidden", ctypes.c_int32),
+        ("intermediate", ctypes.c_int32),
+        ("layer_count", ctypes.c_int32),
+        ("vocabulary", ctypes.c_int32),
+        ("rotated", ctypes.c_int32),
+        ("gate", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("plain", ctypes.c_int32),
+        ("layers", ctypes.c_void_p),
+        ("last_norm", ctypes.c_void_p),
+        ("embedding", ctypes.c_void_p),
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
+        ("head", Int8Weight),
+        ("paging", Paging),
+    )
+
+
+class DecoderStep(ctypes.Structure):
+    """One forward; see csrc/decoder.hpp."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_int32),
+        ("row_count", ctypes.c_int32),
+        ("wanted_count", ctypes.c_int32),
+        ("token_ids", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("wanted", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+    )
+
+
+class Scratch(ctypes.Structure):
+    """Room for one forward's intermediate results; see csrc/decoder.hpp."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("wide", ctypes.c_void_p),
+        ("narrow", ctypes.c_void_p),
+        ("quantized", Activations),
+        ("attention", ctypes.c_void_p),
+        ("attention_floats", ctypes.c_int64),
+    )
+
+
 @cache
 def library() -> ctypes.CDLL:
     """Return the loaded library; raises NativeMissing."""

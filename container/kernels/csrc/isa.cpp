@@ -5,6 +5,8 @@
 #include "vectors.hpp"
 
 #include "attention.inl"
+#include "gemm.inl"
+#include "decoder.inl"
 
 namespace strongroom {
 namespace STRONGROOM_ISA {
@@ -13,7 +15,8 @@ namespace STRONGROOM_ISA {
 #define STRONGROOM_TEXT(name) STRONGROOM_TEXT_OF(name)
 
 extern const Operators operators;
-const Operators operators = {STRONGROOM_TEXT(STRONGROOM_ISA), attention};
+const Operators operators = {STRONGROOM_TEXT(STRONGROOM_ISA), attention, quantize,
+                             multiply_int8, multiply_plain, forward};
 
 }  // namespace STRONGROOM_ISA
 }  // namespace strongroom

@@ -2,12 +2,18 @@
 #pragma once
 
 #include "attention.hpp"
+#include "decoder.hpp"
+#include "gemm.hpp"
 
 namespace strongroom {
 
 struct Operators {
   const char* name;
   Attention* attention;
+  Quantize* quantize;
+  MultiplyInt8* multiply_int8;
+  MultiplyPlain* multiply_plain;
+  Forward* forward;
 };
 
 }  // namespace strongroom
