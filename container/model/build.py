@@ -11,18 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from container.engine.step import Capacity, Runner
+from container.engine.step import Runner
 from container.model import division, fused, probe, shape, surgery
 from container.model import parts as parts_made
 from container.model.compat import CompatRunner, PlainModel
 from container.model.grammar import GrammarCache
 from container.model.group import Group
-from container.model.kv_cache import KVCache, LayerShape
+from container.model.kv_cache import KVCache
 from container.model.load import LoadedModel, quiet, read_config
 from container.model.masks import masks_over
 from container.model.packed import PackedModel
@@ -35,11 +36,6 @@ from container.model.shape import RunnerConfig, Sizes
 from container.model.shard_files import source_sha256
 from container.model.source import ModelSource
 from container.model.steps import LayerSteps, Prepared
-
-LOGITS_BYTES: Final = (
-    2**30
-)  # prompt logprobs need a row of logits per position; more than this is not offered
-FP32_BYTES: Final = 4
 
 
 class ModelRefused(Exception):
@@ -197,18 +193,18 @@ class _Start:
             return None
         self._progress("comparing with the reference")
         with self._clock.phase("fuse"):
-            taken = fused.fuse(loaded, self._freeze, prepared.native)
+            taken = fused.fuse(loaded, partial(self._freeze, loaded, rings=False), prepared.native)
         if taken is None:
             return None
         if not taken.finite:
             raise prepared.overflow()
-        sizes = self._sizes(taken.measured, self._wanted(loaded.text_config))
+        sizes = self._sizes(taken.measured, self._wanted(loaded.text_config), rings=False)
         packed = taken.model(sizes.limits())
         return _runner(packed, taken.measured, sizes, self._config, make_sampler, score)
 
-    def _freeze(self, loaded: LoadedModel, measured: Measured) -> int:
+    def _freeze(self, loaded: LoadedModel, measured: Measured, *, rings: bool = True) -> int:
         """Freeze positions for the longest sequence that memory allows, and return its tokens."""
-        sizes = self._sizes(measured, self._wanted(loaded.text_config))
+        sizes = self._sizes(measured, self._wanted(loaded.text_config), rings=rings)
         freeze_positions(loaded.model, sizes.sequence_tokens)
         return sizes.sequence_tokens
 
@@ -285,8 +281,10 @@ class _Start:
     def _wanted(self, text: Any) -> int:
         return shape.wanted_tokens(text, self._config)
 
-    def _sizes(self, measured: Measured, wanted: int, budget_bytes: int | None = None) -> Sizes:
-        windows = shape.kv_bytes_by_window(measured.layers, self._dtype)
+    def _sizes(
+        self, measured: Measured, wanted: int, budget_bytes: int | None = None, *, rings: bool = True
+    ) -> Sizes:
+        windows = shape.kv_bytes_by_window(measured.layers, self._dtype) if rings else {}
         token_bytes = shape.kv_bytes_per_token(measured.layers, self._dtype)
         return shape.size(self._config, wanted, token_bytes, budget_bytes, windows=windows)
 
@@ -351,22 +349,9 @@ def _runner(
     make_sampler: Callable[[int], SlotSampler],
     score: Scorer,
 ) -> NativeRunner:
-    capacity = _capacity(sizes, measured.vocabulary)
+    capacity = sizes.capacity(measured.vocabulary)
     capacity = replace(capacity, prefix_cache=config.prefix_cache)
     return NativeRunner(packed, make_sampler(measured.vocabulary), score, sizes, capacity)
-
-
-def _capacity(sizes: Sizes, vocabulary: int) -> Capacity:
-    return Capacity(
-        blocks=sizes.blocks,
-        block_tokens=sizes.block_tokens,
-        slots=sizes.slots,
-        step_tokens=sizes.step_tokens,
-        sequence_tokens=sizes.sequence_tokens,
-        vocabulary=vocabulary,
-        prompt_logprobs=sizes.step_tokens * vocabulary * FP32_BYTES <= LOGITS_BYTES,
-        resident_tokens=sizes.resident_tokens,
-    )
 
 
 def _compat(
@@ -381,19 +366,9 @@ def _compat(
     plain.check(loaded.text_config.vocab_size)
     vocabulary = plain.vocabulary()
     dtype = next(loaded.model.parameters()).dtype
-    token_bytes = shape.kv_bytes_per_token(_nominal_layers(loaded.text_config), dtype)
+    token_bytes = shape.kv_bytes_per_token(shape.nominal_layers(loaded.text_config), dtype)
     sizes = shape.size(replace(config, prefix_cache=False), wanted, token_bytes)
     sizes = replace(sizes, step_tokens=max(sizes.step_tokens, sizes.sequence_tokens))
-    capacity = _capacity(sizes, vocabulary)
+    capacity = sizes.capacity(vocabulary)
     capacity = replace(capacity, prefix_cache=False, chunked_prefill=False, resident_tokens=None)
     return CompatRunner(plain, make_sampler(vocabulary), score, capacity)
-
-
-def _nominal_layers(text: Any) -> list[LayerShape]:
-    """Return K and V shapes by the configuration, for accounting where nothing can be measured."""
-    heads = getattr(text, "num_attention_heads", None) or 1
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    if not isinstance(kv_heads, int):
-        kv_heads = heads
-    head_dim = getattr(text, "head_dim", None) or max(1, text.hidden_size // heads)
-    return [LayerShape(kv_heads, head_dim, head_dim)] * text.num_hidden_layers

@@ -251,9 +251,7 @@ class Fused:
         return FusedModel(self.native, self.weights, PagedKV(self.measured.layers, kv_type, limits))
 
 
-def fuse(
-    loaded: LoadedModel, freeze: Callable[[LoadedModel, probe.Measured], int], native: Native
-) -> Fused | None:
+def fuse(loaded: LoadedModel, freeze: Callable[[probe.Measured], int], native: Native) -> Fused | None:
     """Return the model on the fused operators, its weights moved out of `loaded`, or None.
 
     The weights must have been adopted by `native` (container.model.quantize_native). `freeze` is told the
@@ -274,7 +272,7 @@ def fuse(
         return None
     finally:
         loaded.use_reference()
-    positions = max(freeze(loaded, measured), *map(len, sequences))
+    positions = max(freeze(measured), *map(len, sequences))
     try:
         takeover = Takeover(loaded, measured.layers, positions)
     except NotFused:

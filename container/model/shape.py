@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import torch
 
+from container.engine.step import Capacity
 from container.model.kv_cache import KVLimits, LayerShape
 from container.model.positions import reach_tokens
 
@@ -27,6 +28,8 @@ SMALLEST_WINDOW: Final = 16  # tokens; a machine that cannot hold this cannot se
 WINDOW_NAMES: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 UNLIMITED: Final = 1 << 60  # cgroup v1 writes a number near 2**63 for "no limit"
 MEMORY_LIMIT_FILES: Final = ("memory.max", "memory/memory.limit_in_bytes")  # cgroup v2, cgroup v1
+LOGITS_BYTES: Final = 2**30  # prompt logprobs need a row of logits per position; more is not offered
+FP32_BYTES: Final = 4
 CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -71,6 +74,19 @@ class Sizes:
             self.blocks,
             self.resident_tokens,
             self.step_tokens,
+        )
+
+    def capacity(self, vocabulary: int) -> Capacity:
+        """Return what a runner of these sizes promises, with logits `vocabulary` wide."""
+        return Capacity(
+            blocks=self.blocks,
+            block_tokens=self.block_tokens,
+            slots=self.slots,
+            step_tokens=self.step_tokens,
+            sequence_tokens=self.sequence_tokens,
+            vocabulary=vocabulary,
+            prompt_logprobs=self.step_tokens * vocabulary * FP32_BYTES <= LOGITS_BYTES,
+            resident_tokens=self.resident_tokens,
         )
 
 
@@ -283,3 +299,13 @@ def compute_threads(setting: int | None, cores: int) -> int:
             raise SizingError("`threads` must be at least 1")
         return setting
     return cores - 1 if cores > 4 else cores
+
+
+def nominal_layers(text: Any) -> list[LayerShape]:
+    """Return K and V shapes by the configuration, for accounting where nothing can be measured."""
+    heads = getattr(text, "num_attention_heads", None) or 1
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    if not isinstance(kv_heads, int):
+        kv_heads = heads
+    head_dim = getattr(text, "head_dim", None) or max(1, text.hidden_size // heads)
+    return [LayerShape(kv_heads, head_dim, head_dim)] * text.num_hidden_layers

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from container.engine.step import Runner
-from container.model import attention, build, probe
+from container.model import attention, probe, shape
 from container.model.build import ModelFacts, ModelRefused, assemble
 from container.model.compat import Past, PlainModel
 from container.model.load import LoadError, load, model_class, read_config
@@ -71,9 +71,9 @@ def test_a_model_that_needs_compat_is_refused_when_compat_is_off() -> None:
 
 
 def test_prompt_logprobs_are_not_offered_where_logits_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "LOGITS_BYTES", 64 * 96 * 4)
+    monkeypatch.setattr(shape, "LOGITS_BYTES", 64 * 96 * 4)
     assert start(CONFIG, tiny_source("llama"))[0].capacity().prompt_logprobs
-    monkeypatch.setattr(build, "LOGITS_BYTES", 64 * 96 * 4 - 1)
+    monkeypatch.setattr(shape, "LOGITS_BYTES", 64 * 96 * 4 - 1)
     assert not start(CONFIG, tiny_source("llama"))[0].capacity().prompt_logprobs
 
 
