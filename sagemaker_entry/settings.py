@@ -145,6 +145,11 @@ class Settings:
     dtype: str = _setting(
         "auto", "Number format of the computation.", choices=("auto", "float32", "bfloat16")
     )
+    kv_dtype: str = _setting(
+        "auto",
+        "How keys and values are stored. `auto`: bfloat16 where native operators read them, else as computed.",
+        choices=("auto", "float32", "bfloat16", "int8"),
+    )
     quantize: str = _setting(
         "auto",
         "How weights are stored. `auto` chooses by hardware, never below 8 bits.",

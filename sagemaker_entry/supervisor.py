@@ -69,6 +69,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         prefix_cache=settings.prefix_cache != "off",
         compat=settings.compat != "off",
         dtype=settings.dtype,
+        kv_dtype=settings.kv_dtype,
         quantize=settings.quantize,
         tensor_parallel=settings.tensor_parallel,
         threads=settings.threads,

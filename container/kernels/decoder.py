@@ -149,16 +149,23 @@ class FusedDecoder:
         inner = max(layer.attention.heads * layer.attention.dim for layer in self._weights.layers)
         wide = max(first.qkv.padded_outputs, self._intermediate)
         widest = max(self._hidden, inner, self._intermediate)
+        widest = -(-widest // 32) * 32
+        threads = self._native.threads
+        own, own_values = torch.empty(threads, widest), torch.empty(threads, widest, dtype=torch.int16)
+        own_scales = torch.empty(threads, widest // 32)
         x, spread = torch.empty(tokens, self._hidden), torch.empty(tokens, wide)
         narrow = torch.empty(tokens, max(self._hidden, inner))
         values = torch.empty(tokens, widest, dtype=torch.int16)
         scales = torch.empty(tokens, -(-widest // 32))
-        self._held = [x, spread, narrow, values, scales]
+        self._held = [x, spread, narrow, values, scales, own, own_values, own_scales]
         self._scratch = library.Scratch(
             x.data_ptr(),
             spread.data_ptr(),
             narrow.data_ptr(),
             library.Activations(values.data_ptr(), scales.data_ptr()),
+            widest,
+            own.data_ptr(),
+            library.Activations(own_values.data_ptr(), own_scales.data_ptr()),
             self._attention.data_ptr(),
             self._attention.numel(),
         )

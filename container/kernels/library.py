@@ -129,6 +129,9 @@ class Scratch(ctypes.Structure):
         ("wide", ctypes.c_void_p),
         ("narrow", ctypes.c_void_p),
         ("quantized", Activations),
+        ("widest", ctypes.c_int64),
+        ("own_rows", ctypes.c_void_p),
+        ("own_quantized", Activations),
         ("attention", ctypes.c_void_p),
         ("attention_floats", ctypes.c_int64),
     )
@@ -157,6 +160,7 @@ class Native:
         self._handle: int | None = None
         self._library = library()
         name = None if isa is None else isa.encode()
+        self.threads = threads
         self._handle = self._library.strongroom_open(name, threads)
 
     @property

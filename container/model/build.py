@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from container.engine.step import Runner
+from container.kernels.attention import KVType
 from container.model import division, fused, probe, shape, surgery
 from container.model import parts as parts_made
 from container.model.compat import CompatRunner, PlainModel
@@ -191,20 +192,21 @@ class _Start:
         """
         if prepared.native is None:
             return None
+        kv_type = fused.KV_TYPES[self._config.kv_dtype]
         self._progress("comparing with the reference")
         with self._clock.phase("fuse"):
-            taken = fused.fuse(loaded, partial(self._freeze, loaded, rings=False), prepared.native)
+            taken = fused.fuse(loaded, partial(self._freeze, loaded, kv_type), prepared.native)
         if taken is None:
             return None
         if not taken.finite:
             raise prepared.overflow()
-        sizes = self._sizes(taken.measured, self._wanted(loaded.text_config), rings=False)
-        packed = taken.model(sizes.limits())
+        sizes = self._sizes(taken.measured, self._wanted(loaded.text_config), kv_type=kv_type)
+        packed = taken.model(sizes.limits(), kv_type)
         return _runner(packed, taken.measured, sizes, self._config, make_sampler, score)
 
-    def _freeze(self, loaded: LoadedModel, measured: Measured, *, rings: bool = True) -> int:
+    def _freeze(self, loaded: LoadedModel, kv_type: KVType | None, measured: Measured) -> int:
         """Freeze positions for the longest sequence that memory allows, and return its tokens."""
-        sizes = self._sizes(measured, self._wanted(loaded.text_config), rings=rings)
+        sizes = self._sizes(measured, self._wanted(loaded.text_config), kv_type=kv_type)
         freeze_positions(loaded.model, sizes.sequence_tokens)
         return sizes.sequence_tokens
 
@@ -282,9 +284,19 @@ class _Start:
         return shape.wanted_tokens(text, self._config)
 
     def _sizes(
-        self, measured: Measured, wanted: int, budget_bytes: int | None = None, *, rings: bool = True
+        self,
+        measured: Measured,
+        wanted: int,
+        budget_bytes: int | None = None,
+        *,
+        kv_type: KVType | None = None,
     ) -> Sizes:
-        windows = shape.kv_bytes_by_window(measured.layers, self._dtype) if rings else {}
+        """Return what fits; `kv_type` is that of pages, None stands for slabs."""
+        if kv_type is not None:
+            page = fused.token_bytes(measured.layers, kv_type, self._config.block_tokens)
+            return shape.size(self._config, wanted, page, budget_bytes)
+        shape.check_kv_dtype(self._config.kv_dtype, self._dtype)
+        windows = shape.kv_bytes_by_window(measured.layers, self._dtype)
         token_bytes = shape.kv_bytes_per_token(measured.layers, self._dtype)
         return shape.size(self._config, wanted, token_bytes, budget_bytes, windows=windows)
 
@@ -295,7 +307,7 @@ class _Start:
         make_sampler: Callable[[int], SlotSampler],
         score: Scorer,
     ) -> NativeRunner:
-        self._freeze(loaded, measured)
+        self._freeze(loaded, None, measured)
         sizes = self._sizes(measured, self._wanted(loaded.text_config))
         return _native(loaded, measured, sizes, self._config, make_sampler, score)
 

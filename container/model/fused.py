@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from container.kernels import int8
-from container.kernels.attention import AttentionRow, AttentionShape, KVType
+from container.kernels.attention import AttentionRow, AttentionShape, KVType, PageLayout
 from container.kernels.decoder import FusedDecoder, Gate, Layer, Weights
 from container.kernels.library import Native
 from container.model import probe
@@ -33,6 +33,14 @@ ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS: Final = {"q_norm", "k_norm"}
 MLP: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 GATES: Final = {"silu": Gate.SILU, "swish": Gate.SILU, "gelu_pytorch_tanh": Gate.GELU_TANH}
+# Of keys and values by setting. bfloat16 halves what a step reads of them; its error is far below that of
+# quantized activations.
+KV_TYPES: Final = {
+    "auto": KVType.BFLOAT16,
+    "float32": KVType.FLOAT32,
+    "bfloat16": KVType.BFLOAT16,
+    "int8": KVType.INT8,
+}
 PROBE_PAGE_TOKENS: Final = 4  # short, so that the probe's sequences cross pages
 
 
@@ -63,6 +71,7 @@ class Takeover:
         """Move the weights; raises NotFused, with nothing moved."""
         model: Any = loaded.model
         base = model.model
+        attentions = _attentions(base, shapes)
         self._moved: list[_Moved] = []
         epsilons = {_epsilon(norm) for norm in _norms(base)}
         gate = _gate(loaded.text_config)
@@ -70,7 +79,7 @@ class Takeover:
             raise NotFused("norms")
         cosines, sines = _rotations(base, positions)
         self.weights = Weights(
-            layers=[self._layer(layer, shape) for layer, shape in zip(base.layers, shapes, strict=True)],
+            layers=[self._layer(*each) for each in zip(base.layers, attentions, strict=True)],
             embedding=base.embed_tokens.weight.detach().float().contiguous(),
             last_norm=_vector(base.norm),
             head=self._take([model.lm_head]),
@@ -80,13 +89,10 @@ class Takeover:
             gate=gate,
         )
 
-    def _layer(self, layer: Any, shape: LayerShape) -> Layer:
+    def _layer(self, layer: Any, shape: AttentionShape) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        heads = attention.q_proj.out_features // shape.key_dim
         return Layer(
-            attention=AttentionShape(
-                heads, shape.kv_heads, shape.key_dim, float(attention.scaling), shape.window
-            ),
+            attention=shape,
             attention_norm=_vector(layer.input_layernorm),
             mlp_norm=_vector(layer.post_attention_layernorm),
             query_norm=_vector(attention.q_norm) if hasattr(attention, "q_norm") else None,
@@ -115,6 +121,21 @@ class Takeover:
         for moved in self._moved:
             moved.give_back()
         self._moved.clear()
+
+
+def _attentions(base: Any, shapes: Sequence[LayerShape]) -> list[AttentionShape]:
+    found = []
+    for layer, shape in zip(base.layers, shapes, strict=True):
+        attention = layer.self_attn
+        heads = attention.q_proj.out_features // shape.key_dim
+        try:
+            if shape.key_dim != shape.value_dim:
+                raise ValueError("keys and values differ in width")
+            scale = float(attention.scaling)
+            found.append(AttentionShape(heads, shape.kv_heads, shape.key_dim, scale, shape.window))
+        except ValueError:
+            raise NotFused("heads") from None
+    return found
 
 
 def check(model: Any) -> None:
@@ -246,9 +267,15 @@ class Fused:
     measured: probe.Measured
     finite: bool
 
-    def model(self, limits: KVLimits, kv_type: KVType = KVType.FLOAT32) -> FusedModel:
+    def model(self, limits: KVLimits, kv_type: KVType) -> FusedModel:
         """Return the model to serve with; called once."""
         return FusedModel(self.native, self.weights, PagedKV(self.measured.layers, kv_type, limits))
+
+
+def token_bytes(layers: Sequence[LayerShape], kv_type: KVType, block_tokens: int) -> int:
+    """Return what a token's keys and values take in pages, all layers together, rounded up."""
+    shapes = [(layer.kv_heads, layer.key_dim) for layer in layers]
+    return -(-PageLayout.of(shapes, block_tokens, kv_type).page_bytes // block_tokens)
 
 
 def fuse(loaded: LoadedModel, freeze: Callable[[probe.Measured], int], native: Native) -> Fused | None:

@@ -49,6 +49,7 @@ class RunnerConfig:
     prefix_cache: bool = True
     compat: bool = True  # False: refuse models that fail the probe
     dtype: str = "auto"  # auto | float32 | bfloat16
+    kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8: keys and values
     parts_dir: str | None = None  # where parts made beforehand lie, see container.model.parts
     quantize: str = "none"  # auto | none | bnb-nf4 | bnb-int8 | int8-block | int4-block | fp8
     surgery: str = "auto"  # auto (off on a CPU) | on | off: fused forms of a model's own modules
@@ -148,6 +149,15 @@ class KVCost:
 
     def needed_bytes(self, tokens: int) -> int:
         return min(tokens * self.plain_token_bytes, tokens * self.token_bytes + self.slots_bytes)
+
+
+def check_kv_dtype(setting: str, dtype: torch.dtype) -> None:
+    """Raise SizingError unless slabs, which hold what is computed in, hold keys and values as asked."""
+    if setting not in ("auto", str(dtype).removeprefix("torch.")):
+        raise SizingError(
+            f"`kv_dtype` is `{setting}`, which this model's attention does not read\n"
+            "hint: choose `auto`, or `quantize` `int8-block` where it runs on the native operators"
+        )
 
 
 def kv_cost(token_bytes: int, windows: Mapping[int, int], limits: KVLimits, stored: bool) -> KVCost:

@@ -145,6 +145,7 @@ def runner_config(config: EngineConfig) -> RunnerConfig:
         prefix_cache=config.prefix_cache,
         compat=config.compat,
         dtype=config.dtype,
+        kv_dtype=config.kv_dtype,
         quantize=config.quantize,
         parts_dir=str(Path(config.model_dir, PARTS)),
         threads=config.threads,  # of all ranks, too

@@ -23,6 +23,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     prefix_cache: bool = True
     compat: bool = True  # False: refuse models that fail the probe
     dtype: str = "auto"  # auto | float32 | bfloat16
+    kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8: keys and values
     quantize: str = "auto"  # auto | none | bnb-nf4 | bnb-int8 | int8-block | int4-block | fp8
     tensor_parallel: int = 1  # ranks that hold one model together
     collectives: str = "auto"  # auto | shared | gloo | nccl: how ranks add and gather

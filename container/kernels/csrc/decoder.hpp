@@ -49,6 +49,9 @@ struct Scratch {
   float* wide;                  // (tokens, the widest of qkv and intermediate)
   float* narrow;                // (tokens, heads * dim, or hidden)
   Activations quantized;        // (tokens, the widest input)
+  std::int64_t widest;          // inputs of any projection
+  float* own_rows;              // (threads, widest)
+  Activations own_quantized;    // (threads, widest)
   float* attention;             // see attention.hpp
   std::int64_t attention_floats;
 };

@@ -38,42 +38,69 @@ struct Pass {
   const DecoderStep& step;
   const Scratch& scratch;
 
+  // What a projection reads: rows as they are, and quantized.
+  struct Input {
+    const float* rows;
+    Activations quantized;
+  };
+
+  // A lone row is prepared by every thread for itself, which costs less than waiting for the one who does.
+  Input own() const {
+    const std::int64_t at = static_cast<std::int64_t>(member.rank()) * scratch.widest;
+    return {scratch.own_rows + at, {scratch.own_quantized.values + at, scratch.own_quantized.scales + at / BLOCK}};
+  }
+
   // Norms `count` rows and quantizes them in one go; row i is source(i).
   template <class Source>
-  void norm(int count, const float* weight, Source&& source) {
+  Input norm(int count, const float* weight, Source&& source) {
     const int hidden = decoder.hidden;
-    member.share(count, [&](int row) {
+    const Input input = count == 1 ? own() : Input{scratch.narrow, scratch.quantized};
+    const auto prepare = [&](int row) {
       const std::int64_t at = static_cast<std::int64_t>(row) * hidden;
-      float* to = scratch.narrow + at;
+      float* to = const_cast<float*>(input.rows) + at;
       normalize(source(row), weight, hidden, decoder.epsilon, to);
-      if (!decoder.plain) quantize_row(to, hidden, scratch.quantized.values + at, scratch.quantized.scales + at / BLOCK);
-    });
-    member.barrier();
+      if (!decoder.plain) quantize_row(to, hidden, input.quantized.values + at, input.quantized.scales + at / BLOCK);
+    };
+    if (count == 1) {
+      prepare(0);
+    } else {
+      member.share(count, prepare);
+      member.barrier();
+    }
+    return input;
   }
 
-  void quantize_rows(const float* x, int inputs) {
-    if (decoder.plain) return;
+  Input quantize_rows(const float* x, int inputs) {
+    if (decoder.plain) return {x, scratch.quantized};
+    if (step.tokens == 1) {
+      const Input input = own();
+      quantize_row(x, inputs, input.quantized.values, input.quantized.scales);
+      return {x, input.quantized};
+    }
     quantize(member, x, step.tokens, inputs, scratch.quantized);
     member.barrier();
+    return {x, scratch.quantized};
   }
 
-  // Calls write(group, token, results); `x` are the inputs as they were before they were quantized.
+  // Calls write(group, token, results).
   template <int GROUPS, class Write>
-  void project(const Int8Weight& weight, const float* x, int tokens, Write&& write) {
+  void project(const Int8Weight& weight, const Input& input, int tokens, Write&& write) {
     if (!decoder.plain) {
-      multiply<GROUPS>(member, weight, scratch.quantized, tokens, write);
+      multiply<GROUPS>(member, weight, input.quantized, tokens, write);
     } else {
       member.share(weight.outputs / GROUP / GROUPS, [&](int unit) {
         for (int token = 0; token < tokens; ++token) {
           f8 one[GROUPS];
           for (int g = 0; g < GROUPS; ++g)
-            one[g] = plain_product(weight, unit * GROUPS + g, x + static_cast<std::int64_t>(token) * weight.inputs);
+            one[g] = plain_product(weight, unit * GROUPS + g, input.rows + static_cast<std::int64_t>(token) * weight.inputs);
           write(unit * GROUPS, token, one);
         }
       });
     }
     member.barrier();
   }
+
+  float* residual(int token) const { return scratch.x + static_cast<std::int64_t>(token) * decoder.hidden; }
 
   void embed() {
     const int hidden = decoder.hidden;
@@ -106,8 +133,8 @@ struct Pass {
 
   void add_projection(const Int8Weight& weight, const float* x) {
     const int hidden = decoder.hidden;
-    quantize_rows(x, weight.inputs);
-    project<1>(weight, x, step.tokens, [&](int group, int token, const f8 (&result)[1]) {
+    const Input input = quantize_rows(x, weight.inputs);
+    project<1>(weight, input, step.tokens, [&](int group, int token, const f8 (&result)[1]) {
       float* to = scratch.x + static_cast<std::int64_t>(token) * hidden + group * GROUP;
       store(to, load(to) + result[0] + bias_of(weight, group));
     });
@@ -115,10 +142,9 @@ struct Pass {
 
   void mlp(const DecoderLayer& layer) {
     const int intermediate = decoder.intermediate;
-    norm(step.tokens, layer.mlp_norm,
-         [&](int row) { return scratch.x + static_cast<std::int64_t>(row) * decoder.hidden; });
+    const Input input = norm(step.tokens, layer.mlp_norm, [&](int row) { return residual(row); });
     const auto& both = layer.gate_up;
-    project<2>(both, scratch.narrow, step.tokens, [&](int group, int token, const f8 (&result)[2]) {
+    project<2>(both, input, step.tokens, [&](int group, int token, const f8 (&result)[2]) {
       const f8 gate = result[0] + bias_of(both, group), up = result[1] + bias_of(both, group + 1);
       store(scratch.wide + static_cast<std::int64_t>(token) * intermediate + group / 2 * GROUP,
             gated(gate, up, decoder.gate));
@@ -130,10 +156,9 @@ struct Pass {
     embed();
     for (int at = 0; at < decoder.layer_count; ++at) {
       const auto& layer = decoder.layers[at];
-      norm(step.tokens, layer.attention_norm,
-           [&](int row) { return scratch.x + static_cast<std::int64_t>(row) * decoder.hidden; });
+      const Input input = norm(step.tokens, layer.attention_norm, [&](int row) { return residual(row); });
       const std::int64_t width = layer.qkv.outputs;
-      project<1>(layer.qkv, scratch.narrow, step.tokens, [&](int group, int token, const f8 (&result)[1]) {
+      project<1>(layer.qkv, input, step.tokens, [&](int group, int token, const f8 (&result)[1]) {
         store(scratch.wide + token * width + group * GROUP, result[0] + bias_of(layer.qkv, group));
       });
       attend(layer);
@@ -145,11 +170,9 @@ struct Pass {
 
   void logits() {
     if (step.wanted_count == 0) return;
-    norm(step.wanted_count, decoder.last_norm, [&](int row) {
-      return scratch.x + static_cast<std::int64_t>(step.wanted[row]) * decoder.hidden;
-    });
+    const Input input = norm(step.wanted_count, decoder.last_norm, [&](int row) { return residual(step.wanted[row]); });
     const std::int64_t width = decoder.head.outputs;
-    project<1>(decoder.head, scratch.narrow, step.wanted_count, [&](int group, int row, const f8 (&result)[1]) {
+    project<1>(decoder.head, input, step.wanted_count, [&](int group, int row, const f8 (&result)[1]) {
       store(step.logits + row * width + group * GROUP, result[0] + bias_of(decoder.head, group));
     });
   }
