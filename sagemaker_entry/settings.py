@@ -152,6 +152,12 @@ class Settings:
         aliases=("QUANTIZE", "HF_MODEL_QUANTIZE"),
         foreign={"bitsandbytes": "bnb-int8", "bitsandbytes-nf4": "bnb-nf4", "fp8": "fp8"},
     )
+    speculate: str = _setting(
+        "auto",
+        "Guessing tokens ahead from what the text repeats, while few requests run and the guesses hold. It "
+        "changes no output, only speed.",
+        choices=("auto", "off"),
+    )
     tensor_parallel: int = _setting(
         1,
         "Ranks, one process per accelerator, that hold one model together.",

@@ -70,6 +70,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         compat=settings.compat != "off",
         dtype=settings.dtype,
         quantize=settings.quantize,
+        speculate=settings.speculate,
         tensor_parallel=settings.tensor_parallel,
         threads=settings.threads,
     )

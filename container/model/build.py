@@ -310,6 +310,7 @@ def _capacity(sizes: Sizes, vocabulary: int) -> Capacity:
         vocabulary=vocabulary,
         prompt_logprobs=sizes.step_tokens * vocabulary * FP32_BYTES <= LOGITS_BYTES,
         resident_tokens=sizes.resident_tokens,
+        draft_tokens=sizes.draft_tokens,
     )
 
 
@@ -329,7 +330,9 @@ def _compat(
     sizes = shape.size(replace(config, prefix_cache=False), wanted, token_bytes)
     sizes = replace(sizes, step_tokens=max(sizes.step_tokens, sizes.sequence_tokens))
     capacity = _capacity(sizes, vocabulary)
-    capacity = replace(capacity, prefix_cache=False, chunked_prefill=False, resident_tokens=None)
+    capacity = replace(
+        capacity, prefix_cache=False, chunked_prefill=False, resident_tokens=None, draft_tokens=0
+    )
     return CompatRunner(plain, make_sampler(vocabulary), score, capacity)
 
 
