@@ -235,7 +235,9 @@ class Run:
         pieces: list[Piece] = []
         now = time.monotonic()
         # Several tokens of one step came in the time of one; each took its share of it.
-        gap_s = None if choice.last_token_s is None else (now - choice.last_token_s) / max(1, len(delta.tokens))
+        gap_s = (
+            None if choice.last_token_s is None else (now - choice.last_token_s) / max(1, len(delta.tokens))
+        )
         choice.last_token_s = now if delta.tokens else choice.last_token_s
         for token in delta.tokens:
             self._count_token(choice, token, gap_s)

@@ -203,6 +203,8 @@ class Engine:
         else:
             deltas.extend(self._apply(step, outcome))
         self._counters.last_step_s = self._clock() - started_s
+        if all(count == 1 for _, count in step.rows):  # steps that compute prompts say nothing about others
+            self._scheduler.speculation.costs.observe(len(step.plan.tokens), self._counters.last_step_s)
         if full:
             made = self._counters.generated_tokens - generated
             self._gate.pace.observe(made, self._counters.last_step_s)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-from container.engine.ngram import NgramIndex
+from container.engine.ngram import SIZES, NgramIndex
 
-FIRST_RATE: Final = 0.5  # two guesses that fail at once are enough to stop
+FIRST_RATE: Final = 0.5  # of a sequence that nothing is known about
 WORTHWHILE_RATE: Final = 0.3  # below it a guess costs more than it brings
+SURE_RATE: Final = 0.6  # from it on an ending of two tokens is enough to guess from
+UNSURE_NGRAM: Final = 3  # tokens; in prose pairs recur all the time and are rarely followed by the same
 WEIGHT: Final = 0.3  # of the latest guess in the moving rate: one that holds lifts any rate to worthwhile
 FIRST_TOKENS: Final = 2  # drafts of the first guess, doubled as they hold
 PROBE_TOKENS: Final = 32  # generated between two guesses while they fail; doubled each time ...
@@ -21,21 +23,26 @@ LONGEST_PROBE_TOKENS: Final = 256  # ... up to this
 
 
 class Guesses:
-    """One sequence's guesses. `tokens` is the longest it will get."""
+    """One sequence's guesses. `tokens` is the longest it will get, `rate` how others' guesses fare."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, rate: float = FIRST_RATE) -> None:
         self._index = NgramIndex(tokens)
-        self.rate = FIRST_RATE  # share of drafts accepted, the latest counting most
+        self.rate = rate  # share of drafts accepted, the latest counting most
+        self.probing = False  # the latest proposal was made to see whether the rate still holds
         self._count = FIRST_TOKENS
         self._pause = PROBE_TOKENS
-        self._next = 0  # history from which on it guesses again
+        self._next: int | None = None  # history from which on it guesses again
 
     def propose(self, history: array[int], most: int) -> array[int]:
         """Return up to `most` tokens that may follow `history`; none while its guesses fail."""
         self._index.extend(history)
-        if len(history) < self._next:
+        self.probing = self.rate < WORTHWHILE_RATE
+        if self.probing and self._next is None:
+            self._pause_from(len(history))
+        if self.probing and len(history) < (self._next or 0):
             return array("i")
-        return self._index.propose(history, min(most, self._count))
+        least = SIZES[-1] if self.rate >= SURE_RATE else UNSURE_NGRAM
+        return self._index.propose(history, min(most, self._count), least)
 
     def settle(self, history: array[int], drafts: int, accepted: int) -> None:
         """Learn that `accepted` of `drafts` tokens guessed after `history` were sampled."""
@@ -44,5 +51,8 @@ class Guesses:
         if self.rate >= WORTHWHILE_RATE:
             self._pause = PROBE_TOKENS
         else:
-            self._next = len(history) + self._pause
-            self._pause = min(2 * self._pause, LONGEST_PROBE_TOKENS)
+            self._pause_from(len(history))
+
+    def _pause_from(self, tokens: int) -> None:
+        self._next = tokens + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PROBE_TOKENS)

@@ -53,15 +53,16 @@ class NgramIndex:
                 table[slot] = end
         self._known = max(self._known, last - 1)
 
-    def propose(self, history: array[int], count: int) -> array[int]:
+    def propose(self, history: array[int], count: int, least: int = SIZES[-1]) -> array[int]:
         """Return up to `count` tokens that may follow `history`: what followed its longest known ending.
 
-        A repetition shorter than `count` is taken to go on.
+        An ending shorter than `least` tokens does not count. A repetition shorter than `count` is taken to go
+        on.
         """
         end = len(history)
         for size, slot in reversed(self._slots(history, end)):
             at = self._ends[SIZES.index(size)][slot]
-            if at and history[at - size : at] == history[end - size : end]:
+            if at and size >= least and history[at - size : at] == history[end - size : end]:
                 period = history[at : min(end, at + count)]
                 return (period * -(-count // len(period)))[:count]
         return array("i")

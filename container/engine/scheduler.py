@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+from array import array
 from collections.abc import Collection, Mapping
 from operator import attrgetter
 from types import MappingProxyType
@@ -54,7 +55,7 @@ class Scheduler:
         self.forget_counts()
         self._held: dict[Sequence, list[Sequence]] = {}  # first choice: its siblings
         self._slots = list(range(running_limit))  # a heap: the lowest free slot is taken first
-        self._speculation = Speculation(capacity)
+        self.speculation = Speculation(capacity)
         self._overhanging: dict[
             Sequence, None
         ] = {}  # the runner holds drafts of theirs that were not sampled
@@ -170,7 +171,7 @@ class Scheduler:
 
     def _settle(self, sequence: Sequence, drafts: int, accepted: int) -> None:
         """Count what was accepted of a row's drafts and take back the rest."""
-        self._speculation.settle(sequence, drafts, accepted)
+        self.speculation.settle(sequence, drafts, accepted)
         sequence.computed += accepted
         if accepted < drafts:
             self._overhanging[sequence] = None
@@ -256,16 +257,26 @@ class Scheduler:
 
     def _speculate(self, outline: Outline) -> None:
         """Add drafts to rows that decode, out of what nobody else could use in this step."""
-        if self.waiting or outline.preempted or not self._speculation.worthwhile(self.running):
+        if self.waiting or outline.preempted or not self.speculation.worthwhile(self.running):
             return
+        left, blocks = min(outline.left, outline.resident_left), self.pool.available
+        proposals: dict[Sequence, array[int]] = {}
         for sequence in outline.rows:
-            blocks = len(sequence.table) + self.pool.available
-            room = blocks * self.pool.block_tokens - sequence.computed - 1
-            drafts = self._speculation.propose(sequence, min(room, outline.left, outline.resident_left))
+            room = (len(sequence.table) + blocks) * self.pool.block_tokens - sequence.computed - 1
+            drafts = self.speculation.propose(sequence, min(room, left))
             if drafts:
-                wanted = self.pool.blocks_for(sequence.computed + 1 + len(drafts)) - len(sequence.table)
+                proposals[sequence] = drafts
+                left -= len(drafts)
+                blocks -= self._blocks_short(sequence, 1 + len(drafts))
+        if proposals and self.speculation.pays(len(outline.rows), proposals):
+            for sequence, drafts in proposals.items():
+                wanted = self._blocks_short(sequence, 1 + len(drafts))
                 sequence.table.extend(self.pool.allocate() for _ in range(wanted))
                 outline.speculate(sequence, drafts)
+
+    def _blocks_short(self, sequence: Sequence, count: int) -> int:
+        """Return how many blocks `count` more tokens need beyond those the sequence holds."""
+        return self.pool.blocks_for(sequence.computed + count) - len(sequence.table)
 
     def _chunk(self, sequence: Sequence, outline: Outline, others: bool, computed: int | None = None) -> int:
         """Return how many tokens of a prompt to compute now: half of what is left if `others` wait."""
@@ -317,7 +328,7 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence, count: int, outline: Outline) -> bool:
         """Get room for `count` more tokens. False: not now; who runs alone is then exhausted."""
-        wanted = self.pool.blocks_for(sequence.computed + count) - len(sequence.table)
+        wanted = self._blocks_short(sequence, count)
         while wanted > self.pool.available or count > outline.resident_left:
             victim = self._victim(sequence)
             if victim is None:

@@ -11,13 +11,15 @@ with few sequences. With many it takes from the others (1.8 times slower at a hi
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
-from container.engine.guesses import Guesses
+from container.engine.costs import StepCosts
+from container.engine.guesses import FIRST_RATE, Guesses
 from container.engine.sequence import Sequence
 from container.engine.step import Capacity
 
+WEIGHT_OF_ONE: Final = 0.05  # of the latest guess in the rate of all sequences
 MOST_RUNNING: Final = 16  # sequences beside which a guess may be cheaper than the step it saves
 
 
@@ -26,6 +28,8 @@ class Speculation:
 
     def __init__(self, capacity: Capacity) -> None:
         self._most = capacity.draft_tokens
+        self._rate = FIRST_RATE  # share of all sequences' drafts accepted: what a new one is expected to do
+        self.costs = StepCosts()
 
     def worthwhile(self, running: Collection[Sequence]) -> bool:
         """Return whether rows may have drafts now: few run, and none of them waits for its prompt."""
@@ -44,10 +48,21 @@ class Speculation:
         if most < 1 or made == 0 or sequence.wants_prompt_logprobs:
             return array("i")
         if sequence.guesses is None:
-            sequence.guesses = Guesses(sequence.limit_tokens)
+            sequence.guesses = Guesses(sequence.limit_tokens, self._rate)
         return sequence.guesses.propose(sequence.history, most)
+
+    def pays(self, rows: int, proposals: Mapping[Sequence, array[int]]) -> bool:
+        """Return whether a step of `rows` is better off with `proposals`, by what such steps took so far.
+
+        A probe is made whatever it costs: it tells whether guesses hold by now, and there are few.
+        """
+        guesses = [(s.guesses, len(drafts)) for s, drafts in proposals.items() if s.guesses is not None]
+        expected = sum(each.rate * drafts for each, drafts in guesses)
+        probing = any(each.probing for each, _ in guesses)
+        return probing or self.costs.worth(rows, sum(drafts for _, drafts in guesses), expected)
 
     def settle(self, sequence: Sequence, drafts: int, accepted: int) -> None:
         """Learn how many of a row's drafts were sampled."""
         assert sequence.guesses is not None and accepted <= drafts, "who has drafts has guessed"
         sequence.guesses.settle(sequence.history, drafts, accepted)
+        self._rate += WEIGHT_OF_ONE * (accepted / drafts - self._rate)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from container.model.shape import RunnerConfig
 
 WARMUP_KEY: Final = RequestKey(connection=0, id=1)  # connection 0 is nobody's
-DRAFT_TOKENS: Final = 4  # guessed ahead at most; more are rarely right, and each costs
+DRAFT_TOKENS: Final = 8  # guessed ahead at most, where all that was guessed before held
 WARMUP_STEPS: Final = 64  # a runner that needs more for two tokens is broken
 
 # What container.model reports while it loads.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from array import array
 
 import pytest
 
+from container.engine import speculation
 from container.engine.grammar import GrammarState
+from container.engine.guesses import Guesses
 from container.engine.request import (
     ErrorCode,
     FinishReason,
@@ -38,6 +41,26 @@ SHAPES = {
     "guessing, small budget": {"draft_tokens": 4, "step_tokens": 7, "slots": 4},
     "guessing, no cache": {"draft_tokens": 4, "prefix_cache": False, "blocks": 24, "sequence_tokens": 48},
 }
+
+
+class Reckless(Guesses):
+    """Guesses whenever it may, out of thin air if need be, and learns nothing."""
+
+    def __init__(self, tokens: int, rate: float) -> None:
+        super().__init__(tokens, 1.0)
+        self.random = random.Random(tokens)
+
+    def propose(self, history, most):
+        self._count = self.random.randint(1, most)
+        return super().propose(history, most) or array("i", [self.random.randrange(VOCABULARY)])
+
+    def settle(self, history, drafts, accepted):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def reckless(monkeypatch):
+    monkeypatch.setattr(speculation, "Guesses", Reckless)
 
 
 class Load:
@@ -175,7 +198,7 @@ def test_the_random_load_reaches_guesses_that_hold_and_guesses_that_fail(shape):
     load = Load(9, SHAPES[shape], faults=True)
     load.run(steps=400)
     stats = load.bench.engine.stats()
-    assert min(stats.accepted_tokens, stats.draft_tokens - stats.accepted_tokens) >= 5
+    assert min(stats.accepted_tokens, stats.draft_tokens - stats.accepted_tokens) > 20
     assert "tiny" not in shape or stats.preemptions > 0
     assert any(plan.truncates for plan in load.bench.runner.plans)
 

@@ -23,9 +23,9 @@ from container.engine.request import EngineRequest, SamplingParams
 from container.engine.step import Capacity, Runner, StepPlan, StepResult
 from container.model.shape import RunnerConfig
 from container.model.source import DirectorySource
+from container.ranks.assembly import DRAFT_TOKENS
 from tests.model.serving import GREEDY, PATIENT, Answers, ask, native_runner, real_text, serve
 
-DRAFT_TOKENS = 4
 PASSAGE = 160  # tokens that a repeating prompt holds twice, the second time in part
 BEGUN = 24
 

@@ -119,7 +119,10 @@ class Oracle:
 
     known: ClassVar[list[list[int]]] = []
 
-    def __init__(self, tokens: int) -> None:
+    rate = 1.0
+    probing = True  # whatever it costs
+
+    def __init__(self, tokens: int, rate: float) -> None:
         self._random = random.Random(tokens)
 
     def propose(self, history: array[int], most: int) -> array[int]:
