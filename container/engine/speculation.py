@@ -28,7 +28,7 @@ class Speculation:
 
     def __init__(self, capacity: Capacity) -> None:
         self._most = capacity.draft_tokens
-        self._rate = FIRST_RATE  # share of all sequences' drafts accepted: what a new one is expected to do
+        self._rate = FIRST_RATE  # of all sequences: what a new one is expected to do
         self.costs = StepCosts()
 
     def worthwhile(self, running: Collection[Sequence]) -> bool:
@@ -65,4 +65,4 @@ class Speculation:
         """Learn how many of a row's drafts were sampled."""
         assert sequence.guesses is not None and accepted <= drafts, "who has drafts has guessed"
         sequence.guesses.settle(sequence.history, drafts, accepted)
-        self._rate += WEIGHT_OF_ONE * (accepted / drafts - self._rate)
+        self._rate += WEIGHT_OF_ONE * (accepted / min(drafts, accepted + 1) - self._rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from array import array
 
@@ -94,12 +95,36 @@ def test_guesses_grow_while_they_hold():
     assert sizes == [2, 4, 4, 4]
 
 
-def test_guesses_shrink_to_what_held():
-    guesses, history = Guesses(1000), repeating()
-    guesses.settle(history, 4, 3)
-    assert len(guesses.propose(history, 8)) == 3
-    guesses.settle(history, 3, 0)
-    assert len(guesses.propose(history, 8)) == 1
+@pytest.mark.parametrize(("rate", "count"), [(0.95, 8), (0.8, 4), (0.6, 1)])
+def test_guesses_that_fail_shrink_to_what_may_still_hold(rate, count):
+    """As many as hold together with a chance of 0.3, at the rate after the failure."""
+    guesses, history = Guesses(1000, rate), repeating()
+    guesses.settle(history, 8, 0)
+    assert guesses.rate == pytest.approx(0.85 * rate)
+    assert len(guesses.propose(history, 8)) <= count
+    assert len(guesses.propose(history, 8)) == max(1, int(math.log(0.3) / math.log(guesses.rate)))
+
+
+def test_drafts_behind_the_first_that_failed_say_nothing():
+    long, short = Guesses(1000), Guesses(1000)
+    long.settle(repeating(), 8, 1)
+    short.settle(repeating(), 2, 1)
+    assert long.rate == short.rate
+
+
+def test_pairs_of_tokens_are_guessed_from_only_while_guesses_hold():
+    history = array("i", [7, 1, 2, 3, 4, 9, 1, 2])
+    assert not Guesses(1000, 0.5).propose(history, 2)
+    assert list(Guesses(1000, 0.7).propose(history, 2)) == [3, 4]
+
+
+def test_a_new_sequence_is_expected_to_do_as_others_did():
+    history = repeating()
+    assert Guesses(1000).propose(history, 4)
+    wary = Guesses(1000, 0.1)
+    assert not wary.propose(history, 4)
+    history.extend([1 + n % 5 for n in range(PROBE_TOKENS)])
+    assert wary.propose(history, 4)
 
 
 def test_failing_guesses_stop_below_the_worthwhile_rate_and_are_probed_ever_less_often():
@@ -112,7 +137,7 @@ def test_failing_guesses_stop_below_the_worthwhile_rate_and_are_probed_ever_less
             probes.append(len(history))
         history.append(1 + len(history) % 5)
     gaps = [later - earlier for earlier, later in itertools.pairwise(probes)]
-    assert gaps[:2] == [1, PROBE_TOKENS] and max(gaps) == LONGEST_PROBE_TOKENS
+    assert set(gaps[:4]) == {1, PROBE_TOKENS} and max(gaps) == LONGEST_PROBE_TOKENS
     assert gaps == sorted(gaps)
 
 
@@ -120,5 +145,7 @@ def test_one_probe_that_holds_brings_guessing_back():
     guesses, history = Guesses(10_000), repeating()
     while guesses.rate > 0.001:
         guesses.settle(history, 1, 0)
+    history.extend([1 + n % 5 for n in range(LONGEST_PROBE_TOKENS)])
+    assert guesses.propose(history, 4) and guesses.probing
     guesses.settle(history, 1, 1)
     assert guesses.rate >= WORTHWHILE_RATE

@@ -24,7 +24,7 @@ from container.engine.step import Capacity, Runner, StepPlan, StepResult
 from container.model.shape import RunnerConfig
 from container.model.source import DirectorySource
 from container.ranks.assembly import DRAFT_TOKENS
-from tests.model.serving import GREEDY, PATIENT, Answers, ask, native_runner, real_text, serve
+from tests.model.serving import PATIENT, Answers, ask, native_runner, real_text, serve
 
 PASSAGE = 160  # tokens that a repeating prompt holds twice, the second time in part
 BEGUN = 24
@@ -60,6 +60,12 @@ def wandering(text: Sequence[int], number: int, new: int) -> EngineRequest:
     """Real text, continued by draws at temperature 1: nothing is said twice on purpose."""
     prompt = text[number * 997 : number * 997 + PASSAGE + BEGUN]
     return ask(number, prompt, new, SamplingParams(temperature=1.0, seed=number))
+
+
+def short(text: Sequence[int], number: int, new: int) -> EngineRequest:
+    """A greedy request; every other prompt says part of itself twice."""
+    prompt = text[number * 241 : number * 241 + 20 + number % 13]
+    return ask(number, prompt + prompt[:12] if number % 2 else prompt, new)
 
 
 def timed(engine: Engine, requests: Sequence[EngineRequest]) -> tuple[Answers, float, float]:
@@ -108,7 +114,7 @@ def main() -> None:
     runner = native_runner(config, DirectorySource(options.checkpoint))
     text = real_text(options.checkpoint)
     if options.same:
-        requests = [replace(wandering(text, n, options.new), sampling=GREEDY) for n in range(options.same)]
+        requests = [short(text, number, options.new) for number in range(options.same)]
         print(compare(runner, [requests[at : at + 16] for at in range(0, len(requests), 16)]))
         return
     for name, make in (("repeating", repeating), ("wandering", wandering)):

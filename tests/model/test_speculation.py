@@ -20,6 +20,7 @@ from container.engine.request import EngineRequest, FinishReason, SampledToken, 
 from container.engine.stats import Stats
 from container.engine.step import ROW_SAMPLES, Capacity, Runner, StepPlan, StepResult
 from container.model.build import build_runner
+from container.model.kv_cache import KVCache, KVLimits, LayerShape
 from container.model.masks import Verdict
 from container.model.runner import NativeRunner
 from container.model.shape import RunnerConfig
@@ -331,6 +332,22 @@ def test_positions_are_taken_back_and_written_again() -> None:
     assert kv.written(0) == kv.resident_tokens == 40
     assert row.sampled is not None
     assert_same([row.sampled], expected.tokens)
+
+
+def test_a_ring_holds_the_window_the_drafts_and_what_two_steps_write_of_them() -> None:
+    limits = KVLimits(4, 1000, 4, 300, None, 5, draft_tokens=8)
+    assert limits.held_tokens(50) == 60  # 50 + 7, in whole blocks
+    assert limits.held_tokens(2) == 20  # 8 drafts accepted, 8 more written before their block is saved
+
+
+def test_a_block_that_drafts_have_overwritten_in_a_ring_cannot_be_saved() -> None:
+    kv = KVCache([LayerShape(1, 4, 4, window=8)], torch.float32, KVLimits(1, 1000, 4, 9, None, 9, 4))
+    for tokens in (9, 16, 20):
+        kv.place(0, tokens)
+    kv.truncate(0, 16)
+    with pytest.raises(AssertionError, match="window has passed"):
+        kv.save(0, 1, 1)
+    kv.save(0, 2, 1)
 
 
 @pytest.mark.parametrize("tokens", [8, 3, 9])
