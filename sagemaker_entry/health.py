@@ -64,6 +64,8 @@ class Health:
             "vllm:num_preemptions_total": ("counter", page.preemptions),
             "vllm:prefix_cache_queries_total": ("counter", page.prefix_queried_tokens),
             "vllm:prefix_cache_hits_total": ("counter", page.prefix_hit_tokens),
+            "vllm:spec_decode_num_draft_tokens_total": ("counter", page.draft_tokens),
+            "vllm:spec_decode_num_accepted_tokens_total": ("counter", page.accepted_tokens),
             "strongroom_engine_steps_total": ("counter", page.steps),
             "strongroom_engine_step_seconds_total": ("counter", page.step_ns_sum / 1e9),
             "strongroom_engine_step_seconds_p99": ("gauge", page.step_p99_ns / 1e9),  # of the last steps

@@ -233,8 +233,14 @@ class Run:
             state.told = True
             yield self._prompt_info(index, state, delta)
         pieces: list[Piece] = []
+        now = time.monotonic()
+        # Several tokens of one step came in the time of one; each took its share of it.
+        gap_s = (
+            None if choice.last_token_s is None else (now - choice.last_token_s) / max(1, len(delta.tokens))
+        )
+        choice.last_token_s = now if delta.tokens else choice.last_token_s
         for token in delta.tokens:
-            self._count_token(choice, token)
+            self._count_token(choice, token, gap_s)
             pieces += choice.stream.push(token.token, token)
             if choice.stream.stopped is not None:
                 break
@@ -270,14 +276,14 @@ class Run:
             return EndReason.EOS if own else EndReason.STOP_TOKEN
         raise ApiError(Code.ENGINE_DOWN, retry_after_s=DOWN_RETRY_S)  # cancelled, but not by us
 
-    def _count_token(self, choice: _ChoiceState, token: Token) -> None:
-        now = time.monotonic()
+    def _count_token(self, choice: _ChoiceState, token: Token, gap_s: float | None) -> None:
+        """Count a token that came `gap_s` after the one before it; None: the first."""
         if self._counts.first_token_s is None:
+            now = time.monotonic()
             self._counts.first_token_s = now - self._started_s
             self._metrics.observe("vllm:time_to_first_token_seconds", now - self._started_s)
-        if choice.last_token_s is not None:
-            self._metrics.observe("vllm:inter_token_latency_seconds", now - choice.last_token_s)
-        choice.last_token_s = now
+        if gap_s is not None:
+            self._metrics.observe("vllm:inter_token_latency_seconds", gap_s)
         choice.tokens += 1
         choice.last_token = token.token
         choice.logprob_sum += token.logprob or 0.0

@@ -147,7 +147,7 @@ class Settings:
     )
     kv_dtype: str = _setting(
         "auto",
-        "How keys and values are stored. `auto`: bfloat16 where native operators read them, else as computed.",
+        "How keys and values are stored. `auto`: bfloat16 under native operators, else as computed.",
         choices=("auto", "float32", "bfloat16", "int8"),
     )
     quantize: str = _setting(
@@ -156,6 +156,12 @@ class Settings:
         choices=("auto", "none", "bnb-nf4", "bnb-int8", "int8-block", "int4-block", "fp8"),
         aliases=("QUANTIZE", "HF_MODEL_QUANTIZE"),
         foreign={"bitsandbytes": "bnb-int8", "bitsandbytes-nf4": "bnb-nf4", "fp8": "fp8"},
+    )
+    speculate: str = _setting(
+        "auto",
+        "Guessing tokens ahead from what the text repeats, while few requests run and the guesses hold. It "
+        "changes no output, only speed.",
+        choices=("auto", "off"),
     )
     tensor_parallel: int = _setting(
         1,

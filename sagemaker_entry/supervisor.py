@@ -71,6 +71,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         dtype=settings.dtype,
         kv_dtype=settings.kv_dtype,
         quantize=settings.quantize,
+        speculate=settings.speculate,
         tensor_parallel=settings.tensor_parallel,
         threads=settings.threads,
     )

@@ -203,6 +203,8 @@ class Engine:
         else:
             deltas.extend(self._apply(step, outcome))
         self._counters.last_step_s = self._clock() - started_s
+        if all(count == 1 for _, count in step.rows):  # steps that compute prompts say nothing about others
+            self._scheduler.speculation.costs.observe(len(step.plan.tokens), self._counters.last_step_s)
         if full:
             made = self._counters.generated_tokens - generated
             self._gate.pace.observe(made, self._counters.last_step_s)
@@ -258,7 +260,10 @@ class Engine:
     def _apply(self, step: Step, outcome: dict[Sequence, RowResult]) -> list[SequenceDelta]:
         deltas: list[SequenceDelta] = []
         failed = {sequence: row for sequence, row in outcome.items() if row.failed}
-        self._scheduler.commit(step, failed)
+        accepted = {sequence: len(outcome[sequence].accepted) for sequence in step.drafts}
+        self._scheduler.commit(step, failed, accepted)
+        self._counters.draft_tokens += sum(map(len, step.drafts.values()))
+        self._counters.accepted_tokens += sum(accepted.values())
         for sequence, row in failed.items():
             code = ErrorCode.GRAMMAR if row.grammar_failed else ErrorCode.NUMERICAL
             deltas.extend(self._fail_request(sequence.key, code))
@@ -267,24 +272,31 @@ class Engine:
                 continue  # failed, or a sibling did
             sequence.prompt_logprobs.extend(row.prompt_logprobs)
             if row.sampled is not None:
-                deltas.append(self._grow(sequence, row.sampled, row.ended))
+                deltas.append(self._grow(sequence, (*row.accepted, row.sampled), row.ended))
         return deltas
 
-    def _grow(self, sequence: Sequence, sampled: SampledToken, ended: bool) -> SequenceDelta:
-        request = sequence.request
-        before = sequence.generated
-        sequence.history.append(sampled.token)
-        self._counters.generated_tokens += 1
-        finish: FinishReason | None = None
-        if before >= request.min_tokens and sampled.token in request.stop_token_ids:
-            finish = FinishReason.STOP_TOKEN
-        elif ended:  # whatever `min_tokens` says: there is nothing left that may be drawn
-            finish = FinishReason.GRAMMAR
-        elif before + 1 >= request.max_tokens:  # the window holds these: see Gate.check_request
-            finish = FinishReason.LENGTH
+    def _grow(self, sequence: Sequence, sampled: tuple[SampledToken, ...], ended: bool) -> SequenceDelta:
+        """Append what was sampled, up to the token that ends the sequence; `ended` is said of the last."""
+        for made, token in enumerate(sampled, start=1):
+            finish = self._finish(sequence, token.token, ended and made == len(sampled))
+            sequence.history.append(token.token)
+            if finish is not None:
+                break
+        self._counters.generated_tokens += made
         if finish is not None:
-            return self._end(sequence, tokens=(sampled,), finish=finish)
-        return self._delta(sequence, tokens=(sampled,))
+            return self._end(sequence, tokens=sampled[:made], finish=finish)
+        return self._delta(sequence, tokens=sampled)
+
+    def _finish(self, sequence: Sequence, token: int, ended: bool) -> FinishReason | None:
+        """Return how `token`, the sequence's next, ends it, if it does."""
+        request, before = sequence.request, sequence.generated
+        if before >= request.min_tokens and token in request.stop_token_ids:
+            return FinishReason.STOP_TOKEN
+        if ended:  # whatever `min_tokens` says: there is nothing left that may be drawn
+            return FinishReason.GRAMMAR
+        if before + 1 >= request.max_tokens:  # the window holds these: see Gate.check_request
+            return FinishReason.LENGTH
+        return None
 
     def _fail_step(self, step: Step, error: Exception) -> list[SequenceDelta]:
         # The type alone: an exception's text may quote what was computed.

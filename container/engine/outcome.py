@@ -7,6 +7,8 @@ Invariant: nothing of a result is used before all of it has been found to fit it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from container.engine.planning import Step
 from container.engine.sequence import Sequence
 from container.engine.step import ROW_PROMPT_LOGPROBS, ROW_SAMPLES, RowResult, StepResult
@@ -29,6 +31,7 @@ def match(step: Step, result: StepResult, vocabulary: int) -> dict[Sequence, Row
             raise BrokenResult("a row tells of a grammar that its sequence does not have")
         if not row.failed:
             _check_row(row, sequence, count, step.plan.flags[row.row], vocabulary)
+            _check_accepted(row, step.drafts.get(sequence, ()))
         outcome[sequence] = row
     return outcome
 
@@ -43,3 +46,9 @@ def _check_row(row: RowResult, sequence: Sequence, count: int, flags: int, vocab
         wanted = min(sequence.computed + count, sequence.prompt_tokens - 1) - sequence.computed
     if len(row.prompt_logprobs) != wanted:
         raise BrokenResult(f"a row has {len(row.prompt_logprobs)} prompt logprobs instead of {wanted}")
+
+
+def _check_accepted(row: RowResult, drafts: Iterable[int]) -> None:
+    guessed = tuple(drafts)[: len(row.accepted)]
+    if tuple(token.token for token in row.accepted) != guessed:
+        raise BrokenResult("a row accepted what was no draft of it")

@@ -1,7 +1,7 @@
 """Who computes how many tokens in the next step.
 
 Owns: running sequences, slots, the order of relief when blocks are short, siblings that wait for a prompt.
-Must not know: what a token means, stop rules, clients, time. Standard library only.
+Must not know: what a token means, stop rules, when guessing pays, clients, time. Standard library only.
 Invariant: nothing else moves a sequence or touches its blocks; between steps a running sequence holds exactly
 the blocks of its computed tokens, and all together compute at most `resident_tokens`.
 
@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Collection, Iterable
+from array import array
+from collections.abc import Collection, Mapping
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Final
 
-from container.engine.blocks import BlockPool, Published
-from container.engine.planning import Draft, Step, build
-from container.engine.prefix import block_bytes, extend
+from container.engine.blocks import BlockPool
+from container.engine.planning import Outline, Step, build
+from container.engine.prefix_cache import PrefixCache
 from container.engine.sequence import Sequence, State
+from container.engine.speculation import Speculation
 from container.engine.step import Capacity
 from container.engine.tenants import TenantQueues
 
@@ -32,6 +35,7 @@ PINNED_AFTER: Final = 3  # preemptions; a fourth would recompute more than it fr
 WATERMARK_SHARE: Final = 100  # one block in so many stays free on admission, for decodes to grow into
 WATERMARK_SEQUENCES: Final = 8  # and one block per so many running sequences, whichever is more
 UNLIMITED_TOKENS: Final = 1 << 62  # `resident_tokens` None, without a second kind of arithmetic
+NONE_ACCEPTED: Final[Mapping[Sequence, int]] = MappingProxyType({})
 
 _arrival = attrgetter("serial")
 
@@ -45,11 +49,16 @@ class Scheduler:
         resident = capacity.resident_tokens
         self._resident_limit = UNLIMITED_TOKENS if resident is None else resident
         self.pool = BlockPool(capacity.blocks, capacity.block_tokens)
+        self._cache = PrefixCache(self.pool, capacity.prefix_cache)
         self.queue = TenantQueues(capacity.step_tokens)
         self.running: list[Sequence] = []  # oldest first
         self.forget_counts()
         self._held: dict[Sequence, list[Sequence]] = {}  # first choice: its siblings
         self._slots = list(range(running_limit))  # a heap: the lowest free slot is taken first
+        self.speculation = Speculation(capacity)
+        self._overhanging: dict[
+            Sequence, None
+        ] = {}  # the runner holds drafts of theirs that were not sampled
         self._released: list[int] = []  # slots the runner has not been told to free
         self._exhausted: list[Sequence] = []
 
@@ -71,7 +80,7 @@ class Scheduler:
         Siblings step aside until the first choice's prompt is in the prefix cache, where that helps.
         """
         first, *siblings = choices
-        aside = self._may_hit(first) and self._hit_blocks(first) > 0
+        aside = self._cache.may_hit(first) and self._cache.hit_blocks(first) > 0
         self._enqueue(first)
         if not aside:
             for sibling in siblings:
@@ -119,14 +128,16 @@ class Scheduler:
     def plan(self, number: int) -> Step | None:
         """Return the next step, or None when nothing can run. Call `take_exhausted` after it."""
         resident_left = self._resident_limit - sum(sequence.computed for sequence in self.running)
-        draft = Draft(self._capacity.step_tokens, resident_left)
-        self._decode(draft)
-        self._prefill(draft)
-        self._admit(draft)
-        if not draft.rows:
+        outline = Outline(self._capacity.step_tokens, resident_left)
+        self._decode(outline)
+        self._prefill(outline)
+        self._admit(outline)
+        self._speculate(outline)
+        if not outline.rows:
             return None
-        step = build(number, draft, self._released, self._published)
+        step = build(number, outline, self._released, self._overhanging, self._cache.completed)
         self._released = []
+        self._overhanging = {}
         return step
 
     def take_exhausted(self) -> list[Sequence]:
@@ -134,20 +145,40 @@ class Scheduler:
         exhausted, self._exhausted = self._exhausted, []
         return exhausted
 
-    def commit(self, step: Step, failed: Collection[Sequence]) -> None:
-        """Account for a step that has run; what `failed` ones computed is never shown to others."""
+    def commit(
+        self, step: Step, failed: Collection[Sequence], accepted: Mapping[Sequence, int] = NONE_ACCEPTED
+    ) -> None:
+        """Account for a step that has run; what `failed` ones computed is never shown to others.
+
+        `accepted` are numbers of drafts that were sampled. The room of those that were not is free again.
+        """
         for sequence in failed:
             for block in sequence.table:
                 self.pool.forget(block)
         for sequence, count in step.rows:
             if sequence not in failed:
+                sequence.offered = (sequence.computed + count) // self.pool.block_tokens
                 sequence.computed += count
         for sequence, index, content in step.publish:
             if sequence not in failed:
                 self.pool.publish(sequence.table[index], content)
+        for sequence, drafts in step.drafts.items():
+            if sequence not in failed:
+                self._settle(sequence, len(drafts), accepted.get(sequence, 0))
         for sequence, _ in step.rows:
             if sequence.computed >= sequence.prompt_tokens:
                 self._release_siblings(sequence)
+
+    def _settle(self, sequence: Sequence, drafts: int, accepted: int) -> None:
+        """Count what was accepted of a row's drafts and take back the rest."""
+        self.speculation.settle(sequence, drafts, accepted)
+        sequence.computed += accepted
+        if accepted < drafts:
+            self._overhanging[sequence] = None
+        kept = self.pool.blocks_for(sequence.computed)
+        self.pool.release(sequence.table[kept:])
+        del sequence.table[kept:]
+        sequence.announced = min(sequence.announced, kept)
 
     def check(self) -> None:
         """Raise AssertionError unless what this file promises holds; for tests, between steps."""
@@ -160,76 +191,101 @@ class Scheduler:
             assert first.state is not State.FINISHED, "siblings wait for a choice that has ended"
         held = sum(sequence.computed for sequence in self.running)
         assert held <= self._resident_limit, "running sequences hold more tokens than the runner has room for"
+        assert all(s in self.running for s in self._overhanging), "drafts are left of who does not run"
         for sequence in self.running:
+            assert sequence.offered <= sequence.computed // self.pool.block_tokens, "a draft was published"
             assert sequence.state is State.RUNNING, "a sequence runs that is not RUNNING"
             assert sequence.computed < sequence.total, "a running sequence has nothing to compute"
             assert len(sequence.table) == self.pool.blocks_for(sequence.computed), "blocks and tokens differ"
 
     # Order of a step
 
-    def _decode(self, draft: Draft) -> None:
+    def _decode(self, outline: Outline) -> None:
         for sequence in [s for s in self.running if s.remaining == 1]:
-            if sequence.state is State.RUNNING and self._reserve(sequence, 1, draft):
-                draft.put(sequence, 1)
+            if sequence.state is State.RUNNING and self._reserve(sequence, 1, outline):
+                outline.put(sequence, 1)
 
-    def _prefill(self, draft: Draft) -> None:
+    def _prefill(self, outline: Outline) -> None:
         partial = [s for s in self.running if s.remaining > 1]
         owed = owed_tokens = 0  # what older prompts still need
         for place, sequence in enumerate(partial):
             if sequence.state is not State.RUNNING:
                 continue  # preempted for an older one
             others = place + 1 < len(partial) or len(self.queue) > 0
-            count = self._chunk(sequence, draft, others)
+            count = self._chunk(sequence, outline, others)
             if place == 0:
                 # may preempt, for one block or token
-                count = self._fit(sequence, count, max(1, self.pool.available), max(1, draft.resident_left))
+                count = self._fit(sequence, count, max(1, self.pool.available), max(1, outline.resident_left))
             else:
                 # Prompts that each hold a part of the pool would wait for each other for ever, so the
                 # younger ones take only what the older ones do not need.
-                tokens = draft.resident_left - owed_tokens
+                tokens = outline.resident_left - owed_tokens
                 count = self._fit(sequence, count, self.pool.available - owed, tokens)
-            if count > 0 and self._reserve(sequence, count, draft):
-                draft.put(sequence, count)
+            if count > 0 and self._reserve(sequence, count, outline):
+                outline.put(sequence, count)
             owed += self._owed(sequence)
-            owed_tokens += self._owed_tokens(sequence, draft)
+            owed_tokens += self._owed_tokens(sequence, outline)
 
-    def _admit(self, draft: Draft) -> None:
-        if draft.preempted:
+    def _admit(self, outline: Outline) -> None:
+        if outline.preempted:
             return  # there was no room for those who ran, so there is none for more
         partial = [s for s in self.running if s.remaining > 1]
         owed = sum(self._owed(s) for s in partial)
-        owed_tokens = sum(self._owed_tokens(s, draft) for s in partial)
-        while draft.left > 0 and len(self.running) < self._limit:
+        owed_tokens = sum(self._owed_tokens(s, outline) for s in partial)
+        while outline.left > 0 and len(self.running) < self._limit:
             sequence = self.queue.head()
             if sequence is None:
                 return
-            hits = self._find_hits(sequence)
+            hits = self._cache.find(sequence)
             needed = self.pool.blocks_for(sequence.total + 1) - len(hits)
             supply = self.pool.available - self.pool.count_cached(hits) - owed
             if self.running and supply < needed + self._watermark():
                 return
-            if self.running and draft.resident_left - owed_tokens < sequence.total + 1 + self._headroom():
+            if self.running and outline.resident_left - owed_tokens < sequence.total + 1 + self._headroom():
                 return
             computed = len(hits) * self.pool.block_tokens
             others = len(self.queue) > 1
-            count = self._chunk(sequence, draft, others, computed)
+            count = self._chunk(sequence, outline, others, computed)
             if count == 0:
                 return
             self._seat(sequence, hits)
-            draft.resident_left -= computed
-            if self._reserve(sequence, count, draft):
-                draft.put(sequence, count)
+            outline.resident_left -= computed
+            if self._reserve(sequence, count, outline):
+                outline.put(sequence, count)
                 owed += self._owed(sequence)
-                owed_tokens += self._owed_tokens(sequence, draft)
+                owed_tokens += self._owed_tokens(sequence, outline)
 
-    def _chunk(self, sequence: Sequence, draft: Draft, others: bool, computed: int | None = None) -> int:
+    def _speculate(self, outline: Outline) -> None:
+        """Add drafts to rows that decode, out of what nobody else could use in this step."""
+        if self.waiting or outline.preempted or not self.speculation.worthwhile(self.running):
+            return
+        left, blocks = min(outline.left, outline.resident_left), self.pool.available
+        proposals: dict[Sequence, array[int]] = {}
+        for sequence in outline.rows:
+            room = (len(sequence.table) + blocks) * self.pool.block_tokens - sequence.computed - 1
+            drafts = self.speculation.propose(sequence, min(room, left))
+            if drafts:
+                proposals[sequence] = drafts
+                left -= len(drafts)
+                blocks -= self._blocks_short(sequence, 1 + len(drafts))
+        if proposals and self.speculation.pays(len(outline.rows), proposals):
+            for sequence, drafts in proposals.items():
+                wanted = self._blocks_short(sequence, 1 + len(drafts))
+                sequence.table.extend(self.pool.allocate() for _ in range(wanted))
+                outline.speculate(sequence, drafts)
+
+    def _blocks_short(self, sequence: Sequence, count: int) -> int:
+        """Return how many blocks `count` more tokens need beyond those the sequence holds."""
+        return self.pool.blocks_for(sequence.computed + count) - len(sequence.table)
+
+    def _chunk(self, sequence: Sequence, outline: Outline, others: bool, computed: int | None = None) -> int:
         """Return how many tokens of a prompt to compute now: half of what is left if `others` wait."""
         computed = sequence.computed if computed is None else computed
         remaining = sequence.total - computed
         if not self._capacity.chunked_prefill:
             # A prompt that cannot be cut may be longer than the budget: it goes when no other prompt has.
-            return remaining if remaining <= draft.left or not draft.prefills else 0
-        cap = max(draft.left, 0)
+            return remaining if remaining <= outline.left or not outline.prefills else 0
+        cap = max(outline.left, 0)
         if others:
             cap = max(cap // 2, min(cap, self.pool.block_tokens))
         return self._aligned(computed, remaining, cap)
@@ -253,9 +309,9 @@ class Scheduler:
         """Return the blocks a prompt needs until its first token is out."""
         return max(0, self.pool.blocks_for(sequence.total + 1) - len(sequence.table))
 
-    def _owed_tokens(self, sequence: Sequence, draft: Draft) -> int:
+    def _owed_tokens(self, sequence: Sequence, outline: Outline) -> int:
         """Return how much a prompt still grows, beyond this step, until its first token is out."""
-        return sequence.total + 1 - sequence.computed - draft.rows.get(sequence, 0)
+        return sequence.total + 1 - sequence.computed - outline.rows.get(sequence, 0)
 
     def _headroom(self) -> int:
         """The watermark of tokens held: room for decodes to grow into; 0 where there is no limit."""
@@ -270,18 +326,18 @@ class Scheduler:
 
     # Blocks: free list and LRU (inside the pool), then preemption
 
-    def _reserve(self, sequence: Sequence, count: int, draft: Draft) -> bool:
+    def _reserve(self, sequence: Sequence, count: int, outline: Outline) -> bool:
         """Get room for `count` more tokens. False: not now; who runs alone is then exhausted."""
-        wanted = self.pool.blocks_for(sequence.computed + count) - len(sequence.table)
-        while wanted > self.pool.available or count > draft.resident_left:
+        wanted = self._blocks_short(sequence, count)
+        while wanted > self.pool.available or count > outline.resident_left:
             victim = self._victim(sequence)
             if victim is None:
                 if self.running == [sequence]:
-                    draft.resident_left += sequence.computed
+                    outline.resident_left += sequence.computed
                     self.remove(sequence)
                     self._exhausted.append(sequence)
                 return False
-            self._preempt(victim, draft)
+            self._preempt(victim, outline)
         sequence.table.extend(self.pool.allocate() for _ in range(wanted))
         return True
 
@@ -295,8 +351,8 @@ class Scheduler:
         candidates = unpinned or younger
         return candidates[-1] if candidates else None
 
-    def _preempt(self, victim: Sequence, draft: Draft) -> None:
-        draft.drop(victim)
+    def _preempt(self, victim: Sequence, outline: Outline) -> None:
+        outline.drop(victim)
         self._unseat(victim)
         self._enqueue(victim, State.PREEMPTED)
         victim.preemptions += 1
@@ -310,10 +366,11 @@ class Scheduler:
             self.pool.acquire(block)
         sequence.table = hits
         sequence.computed = len(hits) * self.pool.block_tokens
+        sequence.offered = len(hits)
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed
             self.hit_tokens += sequence.computed
-            self.queried_tokens += sequence.total if self._may_hit(sequence) else 0
+            self.queried_tokens += sequence.total if self._cache.may_hit(sequence) else 0
         bisect.insort(self.running, sequence, key=_arrival)
 
     def _unseat(self, sequence: Sequence) -> None:
@@ -323,46 +380,8 @@ class Scheduler:
         if sequence.announced:
             self._released.append(sequence.slot)
         self.pool.release(sequence.table)
+        self._overhanging.pop(sequence, None)
         sequence.forget_computed()
-
-    # Prefix cache
-
-    def _may_hit(self, sequence: Sequence) -> bool:
-        return self._capacity.prefix_cache and not sequence.wants_prompt_logprobs
-
-    def _hit_blocks(self, sequence: Sequence) -> int:
-        """The most blocks it may take: the last token must be computed, else there are no logits."""
-        return (sequence.total - 1) // self.pool.block_tokens
-
-    def _find_hits(self, sequence: Sequence) -> list[int]:
-        hits: list[int] = []
-        if not self._may_hit(sequence):
-            return hits
-        for index in range(self._hit_blocks(sequence)):
-            block = self.pool.find(self._content(sequence, index))
-            if block is None:
-                break
-            hits.append(block)
-        return hits
-
-    def _content(self, sequence: Sequence, index: int) -> Published:
-        size = self.pool.block_tokens
-        extend(sequence.keys, sequence.root, sequence.history, size, index + 1)
-        tokens = block_bytes(sequence.history, size, index)
-        return Published(sequence.keys[index], sequence.root, index, tokens)
-
-    def _published(self, rows: Iterable[tuple[Sequence, int]]) -> list[tuple[Sequence, int, Published]]:
-        """Return the blocks these rows complete, each content once, without what is published already."""
-        complete: dict[bytes, tuple[Sequence, int, Published]] = {}
-        if not self._capacity.prefix_cache:
-            return []
-        size = self.pool.block_tokens
-        for sequence, count in rows:
-            for index in range(sequence.computed // size, (sequence.computed + count) // size):
-                content = self._content(sequence, index)
-                if not self.pool.knows(content.key):
-                    complete.setdefault(content.key, (sequence, index, content))
-        return list(complete.values())
 
     def _release_siblings(self, first: Sequence) -> None:
         for sibling in self._held.pop(first, ()):

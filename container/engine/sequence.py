@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
+from container.engine.guesses import Guesses
 from container.engine.request import SEED_BITS, EngineRequest, RequestKey, SampledToken, SamplingParams
 
 SEED_DOMAIN: Final = b"strongroom/choice-seed/v1"
@@ -81,12 +82,14 @@ class Sequence:
     computed: int = 0  # tokens whose keys and values are valid
     table: list[int] = field(default_factory=list)  # block ids in order
     announced: int = 0  # table entries the runner has been told
+    offered: int = 0  # leading blocks that were published, or were known to be already
     slot: int | None = None
     keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks, as far as needed yet
     preemptions: int = 0
     paid: bool = False  # charged to its tenant; a preempted sequence is not charged again
     cached_tokens: int | None = None  # prefix hit of its first admission
     prompt_logprobs: list[SampledToken] = field(default_factory=list)
+    guesses: Guesses | None = None  # made when it first speculates
 
     @classmethod
     def of(cls, request: EngineRequest, choice: int, serial: int, root: bytes) -> Sequence:
@@ -155,6 +158,7 @@ class Sequence:
         self.computed = 0
         self.table = []
         self.announced = 0
+        self.offered = 0
         self.slot = None
         if self.wants_prompt_logprobs:
             self.prompt_logprobs = []  # computed again from the first token on

@@ -20,6 +20,8 @@ class Counters:
     cancelled: int = 0  # what was still open was; a choice that ended before changes nothing
     prompt_tokens: int = 0  # of accepted prompts, once per request
     generated_tokens: int = 0  # of all choices
+    draft_tokens: int = 0  # guessed and verified
+    accepted_tokens: int = 0  # of those, found to be what is sampled
     steps: int = 0
     failed_steps: int = 0  # the runner raised
     last_step_s: float = 0.0
@@ -44,6 +46,8 @@ class Stats:
     cancelled: int
     prompt_tokens: int
     generated_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
     steps: int
     failed_steps: int
     last_step_s: float

@@ -8,6 +8,11 @@ Invariant: a plan says everything a rank needs; two ranks given the same plans h
     plan.counts   |      3      |  1 |     2    |        tokens of each row
     plan.starts   |      0      | 41 |    16    |        position of the row's first token
     plan.slots    |      5      |  0 |     2    |        where the row's KV lives
+    plan.drafts   |      0      |  0 |     1    |        how many of the row's last tokens are only guessed
+
+A draft is a guess at what will be sampled. A row of which d tokens are drafts is sampled after each of its
+last 1 + d tokens, one after another, for as long as what was sampled is the next draft. The keys and values
+of drafts that were not sampled are taken back by the next plan's `truncates`.
 """
 
 from __future__ import annotations
@@ -52,7 +57,9 @@ class StepPlan:
     """One forward pass over rows of several sequences (row: consecutive tokens of one sequence).
 
     Table deltas and saves are flat triples (slot, block index in the sequence, block id). `saves` names the
-    blocks that are full once this step has run and shall be kept for the prefix cache.
+    blocks that are full once this step has run and shall be kept for the prefix cache; none holds a draft.
+    `truncates` are flat pairs (slot, tokens): what the slot holds beyond `tokens` positions were drafts of
+    its last row that were not sampled. They take effect after `releases` and before anything else.
     """
 
     number: int
@@ -61,6 +68,8 @@ class StepPlan:
     counts: array[int] = field(default_factory=ints)
     flags: array[int] = field(default_factory=ints)
     tokens: array[int] = field(default_factory=ints, repr=False)
+    drafts: array[int] = field(default_factory=ints)  # one number a row, or none at all: no row has any
+    truncates: array[int] = field(default_factory=ints)
     releases: array[int] = field(default_factory=ints)  # slots freed before `assigns` take effect
     assigns: list[SlotAssignment] = field(default_factory=list)
     table: array[int] = field(default_factory=ints)
@@ -79,7 +88,8 @@ class RowResult:
     says that the token completes the row's grammar and nothing may follow it; `grammar_failed` comes with
     `failed`.
     `prompt_logprobs[i]` belongs to the token at position start + i + 1 and is present only where that token
-    is part of the prompt.
+    is part of the prompt. `accepted` are the tokens sampled before `sampled`, each equal to the row's draft
+    in the same place.
     """
 
     row: int
@@ -88,6 +98,7 @@ class RowResult:
     prompt_logprobs: Sequence[SampledToken] = ()
     ended: bool = False
     grammar_failed: bool = False
+    accepted: Sequence[SampledToken] = ()
 
 
 @dataclass(slots=True)
@@ -115,6 +126,7 @@ class Capacity:
     # Sum of the lengths of all running sequences, a shared block counted once per sequence that holds it
     # (slabs are copies). None: every slot may be full at once.
     resident_tokens: int | None = None
+    draft_tokens: int = 0  # most drafts in a row; 0: the runner verifies none
 
 
 class Runner(Protocol):

@@ -382,5 +382,7 @@ def _compat(
     sizes = shape.size(replace(config, prefix_cache=False), wanted, token_bytes)
     sizes = replace(sizes, step_tokens=max(sizes.step_tokens, sizes.sequence_tokens))
     capacity = sizes.capacity(vocabulary)
-    capacity = replace(capacity, prefix_cache=False, chunked_prefill=False, resident_tokens=None)
+    capacity = replace(
+        capacity, prefix_cache=False, chunked_prefill=False, resident_tokens=None, draft_tokens=0
+    )
     return CompatRunner(plain, make_sampler(vocabulary), score, capacity)

@@ -13,8 +13,11 @@ and `blocks` blocks in the store; a slab row is zero wherever no running sequenc
     save     slab -> store, one block;   restore   store -> slab, leading blocks of a new sequence
 
 A ring holds a window, and whatever one step may write together with the block it completes: so each block
-is still whole in every layer when it is saved. The store keeps every block of every layer, since a later
-prompt may leave a published chain at any block; a hit restores no more of a windowed layer than its ring.
+is still whole in every layer when it is saved. Drafts that are taken back have overwritten what lay a ring's
+length before them, so a ring is longer than its window by as many. A block that accepted drafts completed is
+saved one step later, when the next row and its drafts are written too. The store keeps every block of every
+layer, since a later prompt may leave a published chain at any block; a hit restores no more of a windowed
+layer than its ring.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ class KVLimits:
     """What the cache may hold; `resident_tokens` None means that slots x sequence_tokens is affordable.
 
     `step_tokens` bounds how much one step adds to a sequence; None: a step may be a whole sequence.
+    `draft_tokens` bounds what `truncate` takes back.
     """
 
     slots: int
@@ -63,13 +67,17 @@ class KVLimits:
     blocks: int
     resident_tokens: int | None = None
     step_tokens: int | None = None
+    draft_tokens: int = 0
 
     def held_tokens(self, window: int | None) -> int:
         """Return the most positions, in whole blocks, that a layer of `window` keeps of one sequence."""
         longest = self._whole(self.sequence_tokens)
         if window is None or self.step_tokens is None:
             return longest
-        return min(longest, self._whole(max(window, self.step_tokens + self.block_tokens - 1)))
+        # A query sees `window` positions, its own among them; the first draft taken back is where it now is.
+        seen = window + max(0, self.draft_tokens - 1)
+        saved = max(self.step_tokens + self.block_tokens - 1, 2 * self.draft_tokens + self.block_tokens)
+        return min(longest, self._whole(max(seen, saved)))
 
     def _whole(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens) * self.block_tokens
@@ -138,11 +146,12 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 @dataclass(slots=True)
 class Place:
-    """Where a slot's sequence lies, and how many of its positions were ever written."""
+    """Where a slot's sequence lies, how many positions it has, and up to which some were ever written."""
 
     shelf: Shelf
     row: int
     tokens: int = 0
+    reached: int = 0  # more than `tokens` after a truncation: a ring has lost what lay its length before
 
 
 class KVCache:
@@ -201,8 +210,25 @@ class KVCache:
             place = self._places[slot] = self._moved(place, tokens)
         if grown > 0:
             place.tokens += grown
+            place.reached = max(place.reached, place.tokens)
             self._resident += grown
         return place
+
+    @torch.inference_mode()  # slabs made during a step may be changed in this mode only
+    def truncate(self, slot: int, tokens: int) -> None:
+        """Take back the slot's positions from `tokens` on: drafts of its last row that were not sampled.
+
+        They no longer count as written or resident, and are wiped.
+        """
+        place = self._places[slot]
+        dropped = place.tokens - tokens
+        assert 0 < dropped <= self._limits.draft_tokens, "more is taken back than drafts, or nothing"
+        for stack in place.shelf.stacks:
+            length = stack.shape[3]
+            for at in range(tokens, place.tokens):
+                stack[:, place.row, :, at % length].zero_()
+        place.tokens = tokens
+        self._resident -= dropped
 
     @torch.inference_mode()  # slabs made during a step may be changed in this mode only
     def release(self, slot: int) -> None:
@@ -222,7 +248,7 @@ class KVCache:
         parts = []
         for stack in place.shelf.stacks:
             length = stack.shape[3]
-            assert first >= place.tokens - length, "a block is saved after its window has passed"
+            assert first >= place.reached - length, "a block is saved after its window has passed"
             at = first % length  # a ring is whole blocks long, so that no block wraps around
             parts.append(stack[:, place.row, :, at : at + last - first])
         if held is None:
@@ -286,7 +312,7 @@ class KVCache:
     def _moved(self, place: Place, tokens: int) -> Place:
         moved = self._new_place(tokens)
         moved.shelf.copy_row(moved.row, place.shelf, place.row, place.tokens)
-        moved.tokens = place.tokens
+        moved.tokens, moved.reached = place.tokens, place.reached
         self._vacate(place)
         return moved
 

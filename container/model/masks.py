@@ -7,6 +7,7 @@ and touches no other.
 
     assign -> [prepare -> allowed -> consume] once per token -> release
                thread fills |                    `prepare` again only after it
+    A second token of one step (a draft was accepted) has no mask prepared: `allowed` computes it then.
 
     words  |1101...|0010...|  int32, one bit per token of the tokenizer, one row per prepared slot
 """
@@ -48,7 +49,8 @@ class _Place:
     output: list[int] = field(repr=False)  # what was consumed, or is to be replayed at first
     verdict: Verdict = Verdict.OPEN
     matcher: LLMatcher | None = None
-    row: int | None = None  # of its mask, while one is prepared
+    row: int | None = None  # of its mask, from `prepare` on
+    fresh: bool = False  # the mask is about the next token
 
 
 class Masks:
@@ -114,13 +116,11 @@ class Masks:
         wanted = [place for place in wanted if place.verdict is not Verdict.FAILED]
         if not wanted:
             return
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
         for place in self._places.values():
-            place.row = None  # what was prepared for a step that failed
+            place.row, place.fresh = None, False  # what was prepared for an earlier step
         for row, place in enumerate(wanted):
-            place.row = row
-        self._filling = self._thread.submit(self._fill, wanted)
+            place.row, place.fresh = row, True
+        self._filling = self._pool().submit(self._fill, wanted)
 
     def allowed(self, slot: int) -> Allowed | None:
         """Return which columns of the slot's row may be drawn, or None when its grammar has failed.
@@ -131,6 +131,10 @@ class Masks:
         self._settle()
         if place.row is None:
             self.prepare([slot])
+            self._settle()
+        elif not place.fresh:  # in its own row: other slots' masks are still to be read
+            place.fresh = True
+            self._filling = self._pool().submit(self._fill, [place])
             self._settle()
         if place.verdict is Verdict.FAILED:
             return None
@@ -146,7 +150,7 @@ class Masks:
     def consume(self, slot: int, token: int) -> Verdict:
         """Take note of the token drawn for `slot` and return what the grammar says now."""
         place = self._places[slot]
-        place.row = None
+        place.fresh = False
         place.output.append(token)
         matcher = place.matcher
         assert matcher is not None, "a token was drawn without a mask"
@@ -157,6 +161,11 @@ class Masks:
         elif matcher.is_stopped():
             place.verdict = Verdict.COMPLETE
         return place.verdict
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
+        return self._thread
 
     # In the thread that fills
 
@@ -200,7 +209,7 @@ class Masks:
         filling, self._filling = self._filling, None
         if filling is not None and filling.exception() is not None:
             for place in self._places.values():
-                if place.row is not None:
+                if place.fresh:
                     place.verdict = Verdict.FAILED
 
 

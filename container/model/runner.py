@@ -2,8 +2,8 @@
 
 Owns: slots (assignment, block tables, history), the order of a step, prompt logprobs.
 Must not know: the scheduler, processes, how attention or sampling compute.
-Invariant: a step is releases, assignments, table, restores, forward, samples, saves, in this order, so that a
-block is never read after it was given to another sequence.
+Invariant: a step is releases, truncations, assignments, table, restores, forward, samples, saves, in this
+order, so that a block is never read after it was given to another sequence.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from container.engine.step import (
 from container.model.masks import Verdict
 from container.model.packed import PackedRow
 from container.model.shape import Sizes
+from container.model.verify import draw_along
 
 SCORE_ROWS = 64  # positions scored at once: bounds the copy that log-softmax makes
 
@@ -95,6 +96,8 @@ class StepKV(Protocol):
 
     def restore(self, slot: int, blocks: Sequence[int]) -> None: ...
 
+    def truncate(self, slot: int, tokens: int) -> None: ...
+
     def reset(self) -> None: ...
 
 
@@ -154,6 +157,12 @@ def triples(flat: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     return zip(flat[0::3], flat[1::3], flat[2::3], strict=True)
 
 
+def pairs(flat: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Return consecutive (slot, tokens) pairs of a flat array."""
+    assert len(flat) % 2 == 0, "a flat array of pairs is cut short"
+    return zip(flat[0::2], flat[1::2], strict=True)
+
+
 @dataclass(slots=True)
 class PlanRow:
     """One row of a plan, with the rows of logits it owns (first, count)."""
@@ -166,10 +175,15 @@ class PlanRow:
     tokens: array[int] = field(repr=False)
     first_logit: int = 0
     logits: int = 0
+    drafts: int = 0  # how many of the last tokens are guesses
 
     @property
     def samples(self) -> bool:
         return bool(self.flags & ROW_SAMPLES)
+
+    @property
+    def holds_stops(self) -> bool:
+        return bool(self.flags & ROW_HOLDS_STOPS)
 
     @property
     def scored(self) -> bool:
@@ -183,7 +197,9 @@ def plan_rows(plan: StepPlan) -> list[PlanRow]:
     for row, count in enumerate(plan.counts):
         tokens = plan.tokens[first : first + count]
         entry = PlanRow(row, plan.slots[row], plan.starts[row], count, plan.flags[row], tokens, logit)
-        entry.logits = count if entry.scored else int(entry.samples)
+        entry.drafts = plan.drafts[row] if plan.drafts else 0
+        assert not entry.drafts or (entry.samples and not entry.scored), "drafts follow what is sampled"
+        entry.logits = count if entry.scored else int(entry.samples) + entry.drafts
         rows.append(entry)
         first += count
         logit += entry.logits
@@ -200,31 +216,47 @@ def step_result(
     plan: StepPlan, rows: list[PlanRow], logits: Tensor, slots: SlotTable, sampler: SlotSampler, score: Scorer
 ) -> StepResult:
     """Sample and score; `logits` is (sum of row.logits, vocabulary), a row's last one is its successor's."""
-    drawing = [row for row in rows if row.samples]
-    drawn: dict[int, SampledToken | None] = {}
-    if drawing:
-        picks = [row.first_logit + row.logits - 1 for row in drawing]
-        chosen = logits if len(picks) == len(logits) else logits[picks]
-        tokens = sampler.sample(
-            chosen,
-            [row.slot for row in drawing],
-            [row.start + row.count for row in drawing],
-            [bool(row.flags & ROW_HOLDS_STOPS) for row in drawing],
-        )
-        drawn = {row.row: token for row, token in zip(drawing, tokens, strict=True)}
+    drawn = _draw(rows, logits, sampler)
     result = StepResult(plan.number)
     for row in rows:
         if not (row.samples or row.scored):
             continue
         prompt = _prompt_logprobs(row, logits, slots[row.slot].assignment, score) if row.scored else ()
-        token = drawn.get(row.row)
-        outcome = RowResult(row.row, token, row.samples and token is None, prompt)
+        outcome = RowResult(row.row, prompt_logprobs=prompt)
         if row.samples:
+            outcome.failed = not drawn[row.row]
+            if not outcome.failed:
+                *outcome.accepted, outcome.sampled = drawn[row.row]
             verdict = sampler.verdict(row.slot)
             outcome.ended = verdict is Verdict.COMPLETE
-            outcome.grammar_failed = verdict is Verdict.FAILED
+            outcome.grammar_failed = outcome.failed and verdict is Verdict.FAILED
         result.rows.append(outcome)
     return result
+
+
+def _draw(rows: list[PlanRow], logits: Tensor, sampler: SlotSampler) -> dict[int, list[SampledToken]]:
+    """Return what each sampling row yields, by row, nothing where it failed; those without drafts at once."""
+    drawn: dict[int, list[SampledToken]] = {}
+    singles = [row for row in rows if row.samples and not row.drafts]
+    if singles:
+        picks = [row.first_logit + row.logits - 1 for row in singles]
+        tokens = sampler.sample(
+            logits if len(picks) == len(logits) else logits[picks],
+            [row.slot for row in singles],
+            [row.start + row.count for row in singles],
+            [row.holds_stops for row in singles],
+        )
+        drawn = {
+            row.row: [] if token is None else [token] for row, token in zip(singles, tokens, strict=True)
+        }
+    for row in rows:
+        if row.drafts:
+            known = row.count - row.drafts
+            own = logits[row.first_logit : row.first_logit + row.logits]
+            drawn[row.row] = draw_along(
+                sampler, own, row.slot, row.start + known, row.holds_stops, row.tokens[known:]
+            )
+    return drawn
 
 
 def _prompt_logprobs(
@@ -270,6 +302,8 @@ class NativeRunner:
         for slot in plan.releases:
             kv.release(slot)
             self._sampler.release(slot)
+        for slot, tokens in pairs(plan.truncates):
+            kv.truncate(slot, tokens)
         self._slots.apply(plan)
         for assignment in plan.assigns:
             self._start(assignment)
@@ -311,7 +345,7 @@ def _packed_row(row: PlanRow) -> PackedRow:
     if row.scored:
         wanted: Sequence[int] = range(row.count)
     elif row.samples:
-        wanted = (row.count - 1,)
+        wanted = range(row.count - row.logits, row.count)
     else:
         wanted = ()
     return PackedRow(row.slot, row.start, row.tokens, wanted)

@@ -52,6 +52,7 @@ class RunnerConfig:
     kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8: keys and values
     parts_dir: str | None = None  # where parts made beforehand lie, see container.model.parts
     quantize: str = "none"  # auto | none | bnb-nf4 | bnb-int8 | int8-block | int4-block | fp8
+    draft_tokens: int = 0  # most tokens guessed ahead in one step of a sequence
     surgery: str = "auto"  # auto (off on a CPU) | on | off: fused forms of a model's own modules
     threads: int | None = None  # torch threads of all ranks; None: physical cores the cgroup allows
 
@@ -66,6 +67,7 @@ class Sizes:
     blocks: int
     block_tokens: int
     resident_tokens: int | None
+    draft_tokens: int = 0
 
     def limits(self) -> KVLimits:
         return KVLimits(
@@ -75,6 +77,7 @@ class Sizes:
             self.blocks,
             self.resident_tokens,
             self.step_tokens,
+            self.draft_tokens,
         )
 
     def capacity(self, vocabulary: int) -> Capacity:
@@ -88,6 +91,7 @@ class Sizes:
             vocabulary=vocabulary,
             prompt_logprobs=self.step_tokens * vocabulary * FP32_BYTES <= LOGITS_BYTES,
             resident_tokens=self.resident_tokens,
+            draft_tokens=self.draft_tokens,
         )
 
 
@@ -189,7 +193,9 @@ def size(
     budget = kv_bytes if kv_bytes is not None else kv_budget_bytes(config)
     slots = config.running_limit or CPU_RUNNING
     step_tokens = config.step_tokens or max(CPU_STEP_TOKENS, slots)
-    limits = KVLimits(slots, wanted, config.block_tokens, 0, step_tokens=step_tokens)
+    limits = KVLimits(
+        slots, wanted, config.block_tokens, 0, step_tokens=step_tokens, draft_tokens=config.draft_tokens
+    )
     cost = kv_cost(token_bytes, windows, limits, config.prefix_cache)
     blocks = cost.affordable_tokens(budget) // config.block_tokens
     affordable = blocks * config.block_tokens
@@ -212,6 +218,7 @@ def size(
         blocks=blocks,
         block_tokens=config.block_tokens,
         resident_tokens=None if every_slot_full else blocks * config.block_tokens,
+        draft_tokens=config.draft_tokens,
     )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from container.model.shape import RunnerConfig
 
 WARMUP_KEY: Final = RequestKey(connection=0, id=1)  # connection 0 is nobody's
+DRAFT_TOKENS: Final = 8  # guessed ahead at most, where all that was guessed before held
 WARMUP_STEPS: Final = 64  # a runner that needs more for two tokens is broken
 
 # What container.model reports while it loads.
@@ -143,6 +144,7 @@ def runner_config(config: EngineConfig) -> RunnerConfig:
         kv_mib=config.kv_mib,  # of all ranks; the model divides it as it divides the heads
         block_tokens=config.block_tokens,
         prefix_cache=config.prefix_cache,
+        draft_tokens=0 if config.speculate == "off" else DRAFT_TOKENS,
         compat=config.compat,
         dtype=config.dtype,
         kv_dtype=config.kv_dtype,

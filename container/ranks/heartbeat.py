@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 PAGE_BYTES: Final = 4096
-MAGIC: Final = 0x5354524F4E470003  # "STRONG", version 3
+MAGIC: Final = 0x5354524F4E470004  # "STRONG", version 4
 READ_TRIES: Final = 20  # a write takes microseconds; then the answer matters more than its consistency
 READ_PAUSE_S: Final = 0.0005  # lets a descheduled writer finish
 _MAGIC_WORD, _SEQUENCE_WORD, _FIRST_FIELD = 0, 1, 2
@@ -84,6 +84,8 @@ class Snapshot:
     channel_faults: int = 0  # connections closed for a broken rule
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    draft_tokens: int = 0  # guessed ahead and verified
+    accepted_tokens: int = 0  # of those, found to be what is sampled
     preemptions: int = 0
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0

@@ -75,6 +75,10 @@ class StatsLike(Protocol):
     @property
     def generated_tokens(self) -> int: ...
     @property
+    def draft_tokens(self) -> int: ...
+    @property
+    def accepted_tokens(self) -> int: ...
+    @property
     def steps(self) -> int: ...
     @property
     def failed_steps(self) -> int: ...
@@ -312,6 +316,8 @@ class Host:
             channel_faults=self._switchboard.faults,
             prompt_tokens=stats.prompt_tokens,
             generated_tokens=stats.generated_tokens,
+            draft_tokens=stats.draft_tokens,
+            accepted_tokens=stats.accepted_tokens,
             preemptions=stats.preemptions,
             prefix_queried_tokens=stats.prefix_queried_tokens,
             prefix_hit_tokens=stats.prefix_hit_tokens,

@@ -4,8 +4,9 @@ Owns: the layout of a command. Must not know: how commands travel.
 Invariant: decoding refuses every byte string that encoding did not make; a decoded plan equals the encoded
 one in all that decides keys and values, and carries no history, seed or sampling parameter.
 
-    | magic u32 | kind u32 | step number i64 | lengths u32 x 9 |
-    | slots | starts | counts | flags | tokens | releases | assigns x 3 | table | saves |       int32 each
+    | magic u32 | kind u32 | step number i64 | lengths u32 x 11 |
+    | slots | starts | counts | flags | tokens | drafts | truncates | releases | assigns x 3 | table | saves |
+                                                                                                  int32 each
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Final
 from container.engine.request import SamplingParams
 from container.engine.step import SlotAssignment, StepPlan, ints
 
-MAGIC: Final = 0x53475031  # "SGP1": another layout gets another number
-HEAD: Final = struct.Struct("<IIq9I")
+MAGIC: Final = 0x53475032  # "SGP2": another layout gets another number
+PARTS: Final = 11
+HEAD: Final = struct.Struct(f"<IIq{PARTS}I")
 INT_BYTES: Final = 4
 ASSIGN_INTS: Final = 3  # slot, prompt_tokens, cached_tokens
 NO_SAMPLING: Final = SamplingParams(temperature=0.0)  # followers never sample
@@ -55,13 +57,13 @@ def encode(order: Order, plan: StepPlan | None = None) -> bytes:
     """Return the command's bytes. `plan` is given for RUN and for nothing else."""
     assert (plan is not None) == (order is Order.RUN), "a plan belongs to RUN"
     if plan is None:
-        return HEAD.pack(MAGIC, order, 0, *(0 for _ in range(9)))
+        return HEAD.pack(MAGIC, order, 0, *(0 for _ in range(PARTS)))
     assigns = ints()
     for assignment in plan.assigns:
         assigns.extend((assignment.slot, assignment.prompt_tokens, assignment.cached_tokens))
     parts = (
         *(plan.slots, plan.starts, plan.counts, plan.flags, plan.tokens),
-        *(plan.releases, assigns, plan.table, plan.saves),
+        *(plan.drafts, plan.truncates, plan.releases, assigns, plan.table, plan.saves),
     )
     head = HEAD.pack(MAGIC, order, plan.number, *(len(part) for part in parts))
     return b"".join((head, *(part.tobytes() for part in parts)))
@@ -92,10 +94,12 @@ def decode(data: bytes | bytearray | memoryview) -> Command:
 
 
 def _plan(number: int, parts: list[array[int]]) -> StepPlan:
-    slots, starts, counts, flags, tokens, releases, assigns, table, saves = parts
+    slots, starts, counts, flags, tokens, drafts, truncates, releases, assigns, table, saves = parts
     rows = len(slots)
     if any(len(part) != rows for part in (starts, counts, flags)):
         raise BadCommand("rows of a plan differ in number")
+    if len(drafts) not in (0, rows) or len(truncates) % 2:
+        raise BadCommand("drafts of a plan are cut short")
     if len(assigns) % ASSIGN_INTS or len(table) % 3 or len(saves) % 3:
         raise BadCommand("a triple of a plan is cut short")
     return StepPlan(
@@ -105,6 +109,8 @@ def _plan(number: int, parts: list[array[int]]) -> StepPlan:
         counts=counts,
         flags=flags,
         tokens=tokens,
+        drafts=drafts,
+        truncates=truncates,
         releases=releases,
         assigns=[
             SlotAssignment(slot, NO_SAMPLING, (), prompt_tokens, cached_tokens, ints())

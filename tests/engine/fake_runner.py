@@ -7,6 +7,9 @@ Two storages side by side, as the two kinds of real runner have them, must alway
 
 The next token is a hash of the history read back from both, so a block that is freed, reused, shared or
 published wrongly shows as a wrong token or as a `PlanError`.
+
+Drafts lie in both storages like any token until the next plan takes them back. So that guesses hold now and
+then, `min_p` stands for how often the model repeats itself: its token is then the one PERIOD places before.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from container.engine.request import EngineRequest, SampledToken, SamplingParams
 from container.engine.sequence import choice_seed
@@ -30,6 +33,7 @@ from container.engine.step import (
 )
 from tests.engine.fake_grammars import FakeGrammars, turn
 
+PERIOD = 5
 POISON = -1  # what a block holds that nobody has written since it was handed out
 
 
@@ -45,6 +49,10 @@ def require(holds: bool, sentence: str) -> None:
 def next_token(history: Iterable[int], sampling: SamplingParams, vocabulary: int, banned: set[int]) -> int:
     """Return the token that follows `history`: depends on every token, its position and the seed."""
     tokens = array("i", history)
+    if sampling.min_p and len(tokens) >= PERIOD and tokens[-PERIOD] not in banned:
+        chance = int.from_bytes(hashlib.sha256(b"repeats" + tokens.tobytes()).digest()[:4], "little") / 2**32
+        if chance < sampling.min_p:
+            return tokens[-PERIOD]
     draw = 0
     while True:
         message = tokens.tobytes() + sampling.seed.to_bytes(8, "little") + draw.to_bytes(4, "little")
@@ -62,7 +70,7 @@ def prompt_logprob(history: Iterable[int]) -> float:
 
 def expected_tokens(request: EngineRequest, choice: int, vocabulary: int) -> list[int]:
     """Return what one choice must yield, computed without any engine."""
-    sampling = SamplingParams(seed=choice_seed(request.sampling.seed, choice))
+    sampling = replace(request.sampling, seed=choice_seed(request.sampling.seed, choice))
     history = list(request.prompt)
     tokens: list[int] = []
     while len(tokens) < request.max_tokens:
@@ -84,6 +92,7 @@ class _Slot:
     assignment: SlotAssignment
     slab: list[int] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
+    drafts: int = 0  # at the end of the slab, of which some may have been sampled
 
 
 class FakeRunner:
@@ -130,6 +139,7 @@ class FakeRunner:
         for slot in plan.releases:
             require(slot in self.slots, "a slot is released that nobody has")
             self._release(self.slots.pop(slot))
+        self._truncate(plan)
         for assignment in plan.assigns:
             require(assignment.slot not in self.slots, "a slot is assigned twice")
             require(0 <= assignment.slot < self._capacity.slots, "a slot does not exist")
@@ -162,6 +172,12 @@ class FakeRunner:
         require(len(set(plan.slots)) == plan.rows, "two rows of one slot")
         require(sum(plan.counts) == len(plan.tokens), "counts do not sum to the tokens")
         require(min(plan.counts) > 0, "an empty row")
+        require(len(plan.drafts) in (0, plan.rows), "drafts are not told for each row")
+        require(len(plan.truncates) % 2 == 0, "broken pairs")
+        for count, flags, drafts in zip(plan.counts, plan.flags, plan.drafts, strict=False):
+            require(0 <= drafts <= self._capacity.draft_tokens, "more drafts than the runner verifies")
+            require(drafts < count, "a row of nothing but drafts")
+            require(drafts == 0 or flags & ROW_SAMPLES > 0, "drafts in a row that does not sample")
         if self._capacity.chunked_prefill:
             require(len(plan.tokens) <= self._capacity.step_tokens, "the token budget is exceeded")
         require(len(plan.table) % 3 == 0 and len(plan.saves) % 3 == 0, "broken triples")
@@ -175,6 +191,17 @@ class FakeRunner:
         for block in slot.table:
             if block not in self.store:
                 self.pages[block] = [POISON] * self._capacity.block_tokens
+
+    def _truncate(self, plan: StepPlan) -> None:
+        size = self._capacity.block_tokens
+        for number, tokens in zip(plan.truncates[::2], plan.truncates[1::2], strict=True):
+            require(number in self.slots, "a slot is truncated that nobody has")
+            slot = self.slots[number]
+            require(len(slot.slab) - slot.drafts <= tokens < len(slot.slab), "more than drafts is taken back")
+            for at in range(tokens, len(slot.slab)):
+                self.pages[slot.table[at // size]][at % size] = POISON
+            del slot.slab[tokens:], slot.table[-(-tokens // size) :]
+            slot.drafts = 0
 
     def _extend_tables(self, plan: StepPlan) -> None:
         size = self._capacity.block_tokens
@@ -209,6 +236,7 @@ class FakeRunner:
         require(plan.slots[row] in self.slots, "a row of a free slot")
         slot, size = self.slots[plan.slots[row]], self._capacity.block_tokens
         require(plan.starts[row] == len(slot.slab), "positions are not contiguous")
+        slot.drafts = plan.drafts[row] if plan.drafts else 0
         for token in tokens:
             index, place = divmod(len(slot.slab), size)
             require(index < len(slot.table), "a token has no block")
@@ -232,14 +260,22 @@ class FakeRunner:
         given, history = slot.assignment, self._read(slot)
         result = RowResult(row)
         if flags & ROW_SAMPLES:
-            made = len(history) + 1 - given.prompt_tokens
-            if turn(given.sampling) == ("breaks", made):
-                return RowResult(row, failed=True, grammar_failed=True)
-            result.ended = turn(given.sampling) == ("ends", made)
-            banned = set(given.stop_token_ids) if flags & ROW_HOLDS_STOPS else set()
-            token = next_token(history, given.sampling, self._capacity.vocabulary, banned)
-            asked = given.sampling.top_logprobs is not None
-            result.sampled = SampledToken(token, logprob=-1.0 if asked else None)
+            known = len(history) - slot.drafts
+            for end in range(known, len(history) + 1):
+                made = end + 1 - given.prompt_tokens
+                if turn(given.sampling) == ("breaks", made):
+                    if end == known:
+                        return RowResult(row, failed=True, grammar_failed=True)
+                    break  # it fails when it comes to that
+                if result.sampled is not None:
+                    result.accepted = (*result.accepted, result.sampled)
+                banned = set(given.stop_token_ids) if flags & ROW_HOLDS_STOPS else set()
+                token = next_token(history[:end], given.sampling, self._capacity.vocabulary, banned)
+                asked = given.sampling.top_logprobs is not None
+                result.sampled = SampledToken(token, logprob=-1.0 if asked else None)
+                result.ended = turn(given.sampling) == ("ends", made)
+                if result.ended or end == len(history) or token != history[end]:
+                    break
         if flags & ROW_PROMPT_LOGPROBS:
             ends = range(plan.starts[row] + 1, min(len(history) + 1, given.prompt_tokens))
             full = list(given.history)
@@ -255,7 +291,8 @@ class FakeRunner:
             require(self._capacity.prefix_cache, "a block is saved without a prefix cache")
             slot = self.slots[number]
             require(slot.table[index] == block, "a saved block is not in the table")
-            require(len(slot.slab) >= (index + 1) * size, "a saved block is not full")
+            known = len(slot.slab) - slot.drafts
+            require(known >= (index + 1) * size, "a saved block is not full, or holds drafts")
             require(block not in self.store, "a block is saved twice")
             self.store[block] = tuple(slot.slab[index * size : (index + 1) * size])
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from array import array
 
 import pytest
 
+from container.engine import speculation
 from container.engine.grammar import GrammarState
+from container.engine.guesses import Guesses
 from container.engine.request import (
     ErrorCode,
     FinishReason,
@@ -31,7 +34,33 @@ SHAPES = {
     "few residents": {"resident_tokens": 40, "sequence_tokens": 40},
     "few residents, whole prompts": {"resident_tokens": 50, "sequence_tokens": 48, "chunked_prefill": False},
     "few residents, few blocks": {"resident_tokens": 45, "blocks": 11, "sequence_tokens": 44},
+    "guessing": {"draft_tokens": 4},
+    "guessing over several blocks": {"draft_tokens": 7, "block_tokens": 2, "sequence_tokens": 96},
+    "guessing, tiny pool": {"draft_tokens": 4, "blocks": 12, "sequence_tokens": 48, "slots": 4},
+    "guessing, few residents": {"draft_tokens": 4, "resident_tokens": 60, "sequence_tokens": 48, "slots": 4},
+    "guessing, small budget": {"draft_tokens": 4, "step_tokens": 7, "slots": 4},
+    "guessing, no cache": {"draft_tokens": 4, "prefix_cache": False, "blocks": 24, "sequence_tokens": 48},
 }
+
+
+class Reckless(Guesses):
+    """Guesses whenever it may, out of thin air if need be, and learns nothing."""
+
+    def __init__(self, tokens: int, rate: float) -> None:
+        super().__init__(tokens, 1.0)
+        self.random = random.Random(tokens)
+
+    def propose(self, history, most):
+        self._count = self.random.randint(1, most)
+        return super().propose(history, most) or array("i", [self.random.randrange(VOCABULARY)])
+
+    def settle(self, history, drafts, accepted):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def reckless(monkeypatch):
+    monkeypatch.setattr(speculation, "Guesses", Reckless)
 
 
 class Load:
@@ -40,6 +69,7 @@ class Load:
     def __init__(self, seed: int, shape: dict[str, int | bool], faults: bool) -> None:
         self.random = random.Random(seed)
         self.bench = Bench(boot_key=bytes([seed % 256]) * 32, **shape)
+        self.guesses = self.bench.engine.capacity.draft_tokens > 0
         self.window = self.bench.engine.capacity.sequence_tokens
         self.next_id = 0
         self.faults = faults
@@ -60,7 +90,8 @@ class Load:
         self.next_id += 1
         tokens = draw.choice((3, self.window // 3, self.window - 1))
         prompt_tokens = draw.randint(1, tokens)
-        max_tokens = draw.randint(1, min(12, self.window - prompt_tokens))
+        longest = 40 if self.guesses else 12
+        max_tokens = draw.randint(1, min(longest, self.window - prompt_tokens))
         shared = draw.randint(0, prompt_tokens)
         prompt = draw.choice(self.prefixes)[:shared]
         prompt += [draw.randrange(VOCABULARY) for _ in range(prompt_tokens - shared)]
@@ -72,6 +103,7 @@ class Load:
                 connection=draw.randrange(3),
                 sampling=SamplingParams(
                     seed=draw.randrange(1 << 64),
+                    min_p=draw.choice((0.0, 0.8, 0.97)) if self.guesses else 0.0,
                     prompt_logprobs=draw.choice((None, None, None, 0)),
                     grammar=self.grammar(),
                 ),
@@ -101,7 +133,8 @@ class Load:
     def run(self, steps: int) -> None:
         draw, bench = self.random, self.bench
         for _ in range(steps):
-            while draw.random() < 0.35 and len(bench.engine._live) < 40:
+            # Guesses are made while nobody waits.
+            while draw.random() < (0.1 if self.guesses else 0.35) and len(bench.engine._live) < 40:
                 self.arrive()
             if bench.requests and draw.random() < 0.05:
                 bench.engine.cancel(draw.choice(list(bench.requests)), draw.choice((None, 0, 1, 3)))
@@ -158,6 +191,16 @@ def test_the_random_load_reaches_the_limit_of_residents_while_blocks_are_plenty(
     load.run(steps=400)
     stats = load.bench.engine.stats()
     assert min(stats.preemptions, stats.prefix_hit_tokens, stats.failed_steps, stats.completed) > 0
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name.startswith("guessing")])
+def test_the_random_load_reaches_guesses_that_hold_and_guesses_that_fail(shape):
+    load = Load(9, SHAPES[shape], faults=True)
+    load.run(steps=400)
+    stats = load.bench.engine.stats()
+    assert min(stats.accepted_tokens, stats.draft_tokens - stats.accepted_tokens) > 20
+    assert "tiny" not in shape or stats.preemptions > 0
+    assert any(plan.truncates for plan in load.bench.runner.plans)
 
 
 def test_a_connection_that_is_gone_gets_no_more_deltas():

@@ -56,6 +56,8 @@ class FakeStats:
     cancelled: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     steps: int = 0
     failed_steps: int = 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from array import array
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from container.engine.request import SamplingParams
 from container.engine.step import SlotAssignment, StepPlan, ints
-from container.ranks.plans import HEAD, NO_SAMPLING, BadCommand, Order, decode, encode
+from container.ranks.plans import HEAD, MAGIC, NO_SAMPLING, PARTS, BadCommand, Order, decode, encode
 
 int32 = st.integers(-(2**31), 2**31 - 1)
 numbers = st.integers(0, 2**63 - 1)
@@ -34,6 +33,8 @@ def plans(draw: st.DrawFn) -> StepPlan:
         counts=draw(arrays(rows)),
         flags=draw(arrays(rows)),
         tokens=draw(arrays()),
+        drafts=draw(st.one_of(arrays(0), arrays(rows))),
+        truncates=draw(arrays(multiple=2)),
         releases=draw(arrays()),
         assigns=[SlotAssignment(s, NO_SAMPLING, (), p, c, ints()) for s, p, c in assigns],
         table=draw(arrays(multiple=3)),
@@ -69,29 +70,36 @@ def test_the_other_orders_carry_no_plan(order: Order) -> None:
     assert decode(encode(order)).order is order
     assert decode(encode(order)).plan is None
     with pytest.raises(BadCommand):
-        decode(struct.pack("<IIq9I", 0x53475031, order, 1, *(0,) * 9))
+        decode(HEAD.pack(MAGIC, order, 1, *(0,) * PARTS))
 
 
 @pytest.mark.parametrize("place", [1, 2, 3])
 def test_rows_that_differ_in_number_are_refused(place: int) -> None:
-    lengths = [2] * 4 + [0] * 5
+    lengths = [2] * 4 + [0] * (PARTS - 4)
     lengths[place] = 1
     with pytest.raises(BadCommand):
-        decode(HEAD.pack(0x53475031, Order.RUN, 1, *lengths) + b"\0" * 4 * sum(lengths))
+        decode(HEAD.pack(MAGIC, Order.RUN, 1, *lengths) + b"\0" * 4 * sum(lengths))
 
 
-@pytest.mark.parametrize("place", [6, 7, 8])
+@pytest.mark.parametrize(("drafts", "truncates"), [(1, 0), (3, 0), (0, 1), (2, 3)])
+def test_drafts_and_truncations_cut_short_are_refused(drafts: int, truncates: int) -> None:
+    lengths = [2, 2, 2, 2, 0, drafts, truncates, *(0,) * (PARTS - 7)]
+    with pytest.raises(BadCommand, match="drafts"):
+        decode(HEAD.pack(MAGIC, Order.RUN, 1, *lengths) + b"\0" * 4 * sum(lengths))
+
+
+@pytest.mark.parametrize("place", [8, 9, 10])
 def test_a_triple_cut_short_is_refused(place: int) -> None:
-    lengths = [0] * 9
+    lengths = [0] * PARTS
     lengths[place] = 4
     with pytest.raises(BadCommand):
-        decode(HEAD.pack(0x53475031, Order.RUN, 1, *lengths) + b"\0" * 16)
+        decode(HEAD.pack(MAGIC, Order.RUN, 1, *lengths) + b"\0" * 16)
 
 
 def test_an_order_of_another_version_is_refused() -> None:
-    for magic, order in ((0x53475030, 1), (0x53475031, 4), (0x53475031, 0)):
+    for magic, order in ((MAGIC - 1, 1), (MAGIC, 4), (MAGIC, 0)):
         with pytest.raises(BadCommand):
-            decode(HEAD.pack(magic, order, 0, *(0,) * 9))
+            decode(HEAD.pack(magic, order, 0, *(0,) * PARTS))
 
 
 def test_what_only_sampling_needs_stays_at_rank_0() -> None:

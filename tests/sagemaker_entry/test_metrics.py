@@ -129,6 +129,8 @@ def test_a_running_server_exports_the_names_dashboards_know(server: Server) -> N
         "vllm:num_preemptions_total",
         "vllm:prefix_cache_queries_total",
         "vllm:prefix_cache_hits_total",
+        "vllm:spec_decode_num_draft_tokens_total",
+        "vllm:spec_decode_num_accepted_tokens_total",
         "vllm:inter_token_latency_seconds_bucket",
         "vllm:request_time_per_output_token_seconds_bucket",
         "vllm:e2e_request_latency_seconds_bucket",

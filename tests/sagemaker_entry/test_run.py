@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -201,3 +202,20 @@ def test_a_special_token_in_a_batch_keeps_its_place_among_the_pieces(start: Call
     assert [(piece.id, piece.special) for piece in pieces] == [(104, False), (256, True), (105, False)]
     assert pieces[0].top == ((105, "i", -1.0),)
     assert pieces[0].raw == b"h"
+
+
+def test_tokens_that_came_in_one_step_share_its_time(start: Callable[..., Run], page: Metrics) -> None:
+    tokens = [Token(ord(letter), None, []) for letter in "bcd"]
+    several = Delta(1, 0, tokens, "length", None, None, None, None)
+    submission = Ending([[delta("a")], [several]], gap_s=0.06)
+    events = list(start(submission).events())
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "abcd"
+    (end,) = [event for event in events if isinstance(event, ChoiceEnd)]
+    assert end.completion_tokens == 4
+    shown = page.text("model", {})
+    (total,) = re.findall(r"inter_token_latency_seconds_sum\{[^}]*\} (\S+)", shown)
+    assert histogram_count(page, "vllm:inter_token_latency_seconds") == 3
+    assert float(total) > 0.05
+    (quickest,) = re.findall(r'inter_token_latency_seconds_bucket\{[^}]*le="0.01"\} (\S+)', shown)
+    assert float(quickest) == 0, "no token took no time"
+    assert page.total("vllm:generation_tokens_total") == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -279,10 +280,11 @@ def test_a_child_inherits_only_the_named_descriptors(tmp_path: Path) -> None:
 
 def test_the_engine_is_told_what_the_operator_set() -> None:
     settings = Settings(model="/m", max_sequence_tokens=512, max_running=3, prefix_cache="off", compat="off")
-    config = engine_config(settings)
+    config = engine_config(dataclasses.replace(settings, speculate="off"))
     assert (config.model_dir, config.sequence_tokens, config.running_limit) == ("/m", 512, 3)
     assert (config.prefix_cache, config.compat) == (False, False)
     assert engine_config(Settings()).prefix_cache
+    assert (engine_config(Settings()).speculate, config.speculate) == ("auto", "off")
     together = engine_config(Settings(tensor_parallel=4, quantize="bnb-nf4"))
     assert (together.tensor_parallel, together.quantize) == (4, "bnb-nf4")
 

@@ -1,0 +1,65 @@
+"""Which blocks a sequence may take over from others, and which of its own it may offer them.
+
+Owns: the reading of a sequence's tokens as a chain of named blocks.
+Must not know: policy, slots, steps beyond their rows. Standard library only.
+Invariant: what is offered is known tokens only, in whole blocks, each content once; the last token of a
+sequence is never looked up, since without computing it there would be no logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from container.engine.blocks import BlockPool, Published
+from container.engine.prefix import block_bytes, extend
+from container.engine.sequence import Sequence
+
+
+class PrefixCache:
+    """Reads and names blocks of `pool`; changes none. Not `enabled`: nothing is ever shared."""
+
+    def __init__(self, pool: BlockPool, enabled: bool) -> None:
+        self._pool = pool
+        self._enabled = enabled
+
+    def may_hit(self, sequence: Sequence) -> bool:
+        """Return whether the sequence may take over blocks at all."""
+        return self._enabled and not sequence.wants_prompt_logprobs
+
+    def hit_blocks(self, sequence: Sequence) -> int:
+        """The most blocks it may take: the last token must be computed, else there are no logits."""
+        return (sequence.total - 1) // self._pool.block_tokens
+
+    def find(self, sequence: Sequence) -> list[int]:
+        """Return the published blocks that hold the sequence's first tokens."""
+        hits: list[int] = []
+        if not self.may_hit(sequence):
+            return hits
+        for index in range(self.hit_blocks(sequence)):
+            block = self._pool.find(self._content(sequence, index))
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def completed(self, rows: Iterable[tuple[Sequence, int]]) -> list[tuple[Sequence, int, Published]]:
+        """Return the blocks these rows complete, each content once, without what is published already.
+
+        Blocks that accepted drafts completed come with the sequence's next row.
+        """
+        complete: dict[bytes, tuple[Sequence, int, Published]] = {}
+        if not self._enabled:
+            return []
+        size = self._pool.block_tokens
+        for sequence, count in rows:
+            for index in range(sequence.offered, (sequence.computed + count) // size):
+                content = self._content(sequence, index)
+                if not self._pool.knows(content.key):
+                    complete.setdefault(content.key, (sequence, index, content))
+        return list(complete.values())
+
+    def _content(self, sequence: Sequence, index: int) -> Published:
+        size = self._pool.block_tokens
+        extend(sequence.keys, sequence.root, sequence.history, size, index + 1)
+        tokens = block_bytes(sequence.history, size, index)
+        return Published(sequence.keys[index], sequence.root, index, tokens)
