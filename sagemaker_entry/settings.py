@@ -152,6 +152,12 @@ class Settings:
         aliases=("QUANTIZE", "HF_MODEL_QUANTIZE"),
         foreign={"bitsandbytes": "bnb-int8", "bitsandbytes-nf4": "bnb-nf4", "fp8": "fp8"},
     )
+    surgery: str = _setting(
+        "auto",
+        "Fused forms of the model's own modules, each installed only where it computes the same: where they "
+        "pay (nowhere on a CPU), all, or none.",
+        choices=("auto", "on", "off"),
+    )
     tensor_parallel: int = _setting(
         1,
         "Ranks, one process per accelerator, that hold one model together.",

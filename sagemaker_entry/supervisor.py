@@ -70,6 +70,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         compat=settings.compat != "off",
         dtype=settings.dtype,
         quantize=settings.quantize,
+        surgery=settings.surgery,
         tensor_parallel=settings.tensor_parallel,
         threads=settings.threads,
     )

@@ -146,6 +146,7 @@ def runner_config(config: EngineConfig) -> RunnerConfig:
         compat=config.compat,
         dtype=config.dtype,
         quantize=config.quantize,
+        surgery=config.surgery,
         parts_dir=str(Path(config.model_dir, PARTS)),
         threads=config.threads,  # of all ranks, too
     )

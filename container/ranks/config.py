@@ -24,6 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     compat: bool = True  # False: refuse models that fail the probe
     dtype: str = "auto"  # auto | float32 | bfloat16
     quantize: str = "auto"  # auto | none | bnb-nf4 | bnb-int8 | int8-block | int4-block | fp8
+    surgery: str = "auto"  # auto | on | off: fused forms of the model's own modules
     tensor_parallel: int = 1  # ranks that hold one model together
     collectives: str = "auto"  # auto | shared | gloo | nccl: how ranks add and gather
     rank_wait_s: float = 120.0  # a rank that keeps the others waiting for this long in a step is lost
