@@ -1,6 +1,6 @@
 """A long text in chunks through our runner gives the logits of one whole forward of transformers.
 
-4,096 tokens here; STRONGROOM_TEST_LONG_TOKENS asks for more, up to the demo model's 8,192. These were run
+2,048 tokens here; STRONGROOM_TEST_LONG_TOKENS asks for more, up to the demo model's 8,192. These were run
 once by hand, 2026-11-23, in chunks of 256, fp32: logits differ by 1.2e-6, 1.2e-6, 1.5e-6, 7.6e-7 and 1.3e-6
 of their norm after 256 tokens, a quarter, a half, three quarters and all; the best token is the same at each.
 """
@@ -24,11 +24,11 @@ from tests.model.driving import BLOCK, Driver
 from tests.model.serving import real_text
 from tests.model.stand_in import GreedySampler, score
 
-TOKENS = int(os.environ.get("STRONGROOM_TEST_LONG_TOKENS", "4096"))
+TOKENS = int(os.environ.get("STRONGROOM_TEST_LONG_TOKENS", "2048"))
 CHUNK = 256
 THREADS = min(2, physical_cores())
 TOLERANCE = (
-    2e-5  # of the logits' norm: fp32 sums in another order, through 30 layers; ten times what is measured
+    2e-5  # of the logits' norm: fp32 sums in another order, through 30 layers; five times what is measured
 )
 
 

@@ -1,6 +1,6 @@
 """The process that checks grammars: one per worker, there before it is needed, and only where it is.
 
-Measured with SmolLM2's tokenizer of 49,152 tokens and two workers: the front and its children take 366 MB with
+Measured with SmolLM2's tokenizer of 49,152 tokens and two workers: the server's processes take 366 MB with
 checkers, 56 MB each, and 254 MB where the engine follows no grammars.
 """
 
