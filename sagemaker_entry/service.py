@@ -113,6 +113,13 @@ class Service:
             raise ApiError(Code.LOADING, retry_after_s=DOWN_RETRY_S)
         return self.text.tool_format
 
+    def offers_grammars(self) -> bool | None:
+        """Return whether the engine follows grammars, None while it does not answer."""
+        try:
+            return reach(self._engine.welcome).grammar
+        except ApiError:
+            return None
+
     def running_limit(self) -> int:
         """Return how many sequences the engine runs at once."""
         return reach(self._engine.welcome).running_limit

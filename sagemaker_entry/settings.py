@@ -163,6 +163,12 @@ class Settings:
         "changes no output, only speed.",
         choices=("auto", "off"),
     )
+    surgery: str = _setting(
+        "auto",
+        "Fused forms of the model's own modules, each installed only where it computes the same: where they "
+        "pay (nowhere on a CPU), all, or none.",
+        choices=("auto", "on", "off"),
+    )
     tensor_parallel: int = _setting(
         1,
         "Ranks, one process per accelerator, that hold one model together.",

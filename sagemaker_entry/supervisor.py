@@ -72,6 +72,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         kv_dtype=settings.kv_dtype,
         quantize=settings.quantize,
         speculate=settings.speculate,
+        surgery=settings.surgery,
         tensor_parallel=settings.tensor_parallel,
         threads=settings.threads,
     )

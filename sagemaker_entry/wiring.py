@@ -34,6 +34,7 @@ from sagemaker_entry.settings import Settings
 
 ATTEMPTS = 5
 RETRY_S = 2.0
+ENGINE_POLL_S = 0.1  # a look at a page in memory
 MAX_KEY_BYTES = 4096
 
 LoadText = Callable[[dict[str, bytes]], Model]
@@ -58,20 +59,22 @@ def build(
         log.write("error", "api_key_unreadable", kind=type(error).__name__)
         sys.exit(EXIT_UNUSABLE)
     app = App(settings, service, health, metrics, facts, int(time.time()), key)
-    gevent.spawn(load, service, settings.model, load_text)
+    gevent.spawn(load, service, settings.model, load_text, lambda: health.error() is None)
     return app.wsgi
 
 
-def load(service: Service, model_dir: str, load_text: LoadText) -> None:
+def load(service: Service, model_dir: str, load_text: LoadText, healthy: Callable[[], bool]) -> None:
     """Load the text model; files may still be on their way, so it is tried ATTEMPTS times.
 
-    Raises SystemExit after the last: a worker that can never answer must not stay behind the port.
+    `healthy` tells whether requests can be taken. Raises SystemExit after the last attempt: a worker that can
+    never answer must not stay behind the port.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             files = model_files.read(model_dir)
             text = load_text(files)
-            gevent.spawn(warm, service, files, text)  # runs before whoever waits for the text model
+            # runs before whoever waits for the text model
+            gevent.spawn(warm, service, files, text, healthy)
             service.ready(text, model_files.default_sampling(files))
         except Exception as error:  # noqa: BLE001  whatever it is, without a tokenizer there is no service
             code = error.code.value if isinstance(error, TextError) else type(error).__name__
@@ -84,9 +87,17 @@ def load(service: Service, model_dir: str, load_text: LoadText) -> None:
     sys.exit(EXIT_UNUSABLE)
 
 
-def warm(service: Service, files: Mapping[str, bytes], text: Model) -> None:
-    """Start the process that checks grammars before the first request needs it."""
+def warm(service: Service, files: Mapping[str, bytes], text: Model, healthy: Callable[[], bool]) -> None:
+    """Start the process that checks grammars before the first request needs it.
+
+    It waits until the engine has said that it follows grammars: for one that does not, the process would hold
+    its own copy of the tokenizer for nothing.
+    """
     service.grammars.ready(GrammarChecker(files["tokenizer.json"], text.eos_token_ids))
+    while (offered := service.offers_grammars() if healthy() else None) is None:
+        gevent.sleep(ENGINE_POLL_S)
+    if not offered:
+        return
     try:
         service.grammars.start()
     except GrammarError as error:

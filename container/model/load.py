@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -23,7 +23,7 @@ from container.model.errors import LoadError as LoadError  # told to callers as 
 from container.model.errors import ShardRefused
 from container.model.layout import Layout, lay_out
 from container.model.positions import UnknownPositions, check_positions, freeze_positions
-from container.model.shard import Arrival, Finish, divide_counts
+from container.model.shard import Arrival, Finish, divide_counts, untouched
 from container.model.source import ModelSource, SourceError, StoredTensor, read_json
 
 # transformers and torch change settings of the process while a model is built: default dtype, default device,
@@ -97,10 +97,6 @@ def empty_model(config: Any, dtype: torch.dtype | None = None) -> Any:
 def model_class(config: Any) -> Any:
     """Return the causal language model class for `config`; raises LoadError."""
     return type(empty_model(config))
-
-
-def untouched(layer: nn.Module) -> None:
-    """Leave a decoder layer as it was loaded."""
 
 
 def load(

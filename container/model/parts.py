@@ -8,7 +8,7 @@ compare with, and nothing else to serve; until then every start reads them once 
 
     DIRECTORY/parts/tp2-int8-block/   manifest.json, model-rank-0-of-2.safetensors, ...
 
-    python -m container.model.parts --model DIRECTORY --tensor-parallel N [--quantize SCHEME]
+    python -m container.model.parts --model DIRECTORY --tensor-parallel N [--quantize SCHEME] [--surgery on]
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def found(root: Path | None, size: int, scheme: Scheme) -> Path | None:
     return folder if (folder / MANIFEST).is_file() else None
 
 
-def make(model: Path, size: int, quantize: str, dtype: str = "auto") -> tuple[Path, Manifest]:
+def make(
+    model: Path, size: int, quantize: str, dtype: str = "auto", fuse: str = "auto"
+) -> tuple[Path, Manifest]:
     """Write the parts of the model in directory `model`; return their folder and manifest.
 
     Raises SourceError, LoadError, SizingError, QuantizeRefused, OSError, and FileExistsError where they are
@@ -57,7 +59,7 @@ def make(model: Path, size: int, quantize: str, dtype: str = "auto") -> tuple[Pa
     number_format = shape.compute_dtype(dtype, shape.cpu_flags())
     source = full_precision(DirectorySource(model), number_format)
     prepared = Preparation(
-        quantize, facts_of(read_config(source), number_format), surgery.parts("auto"), together=size > 1
+        quantize, facts_of(read_config(source), number_format), surgery.parts(fuse), together=size > 1
     )
     folder = place(model / PARTS, size, prepared.choice.scheme)
     if folder.exists():
@@ -89,11 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--tensor-parallel", type=int, required=True)
     parser.add_argument("--quantize", choices=SETTINGS, default="none")
+    parser.add_argument("--surgery", choices=surgery.SETTINGS, default="auto")
     options = parser.parse_args(argv)
     if not 1 <= options.tensor_parallel <= MAX_RANKS:
         return _fail(f"`--tensor-parallel` is from 1 to {MAX_RANKS}")
     try:
-        folder, manifest = make(options.model, options.tensor_parallel, options.quantize)
+        folder, manifest = make(
+            options.model, options.tensor_parallel, options.quantize, fuse=options.surgery
+        )
     except (SourceError, LoadError, SizingError, QuantizeRefused, OSError) as error:
         return _fail(str(error))
     sizes = [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]

@@ -16,11 +16,12 @@ from torch import nn
 
 from container.kernels.library import Native, NativeMissing, library
 from container.model import probe, shape, surgery
-from container.model.load import LoadedModel, empty_model, untouched
+from container.model.load import LoadedModel, empty_model
 from container.model.quantize import Report, quantize
 from container.model.quantize_choose import Facts, QuantizeRefused, Scheme, choose
 from container.model.quantize_modules import plain_activations
 from container.model.quantize_native import adopt
+from container.model.shard import untouched
 from container.model.shard_files import Recipe
 from container.model.steps import LayerSteps
 

@@ -2,7 +2,8 @@
 
 Owns: the walk, what is left alone and why, freeing each full-precision weight, the report.
 Must not know: which scheme suits the machine (quantize_choose), how a format computes.
-Invariant: at any moment at most one layer is held in both forms; a layer is replaced whole or not at all.
+Invariant: at any moment at most one layer is held in both forms, and what a format needs beside them is no
+more than TILE_WEIGHTS take; a layer is replaced whole or not at all.
 
 Works on a whole model, on one decoder layer, before or after slicing and fusing: whatever holds a child of
 type nn.Linear (a row- or column-parallel wrapper too) gets another child under the same name. On a skeleton
@@ -31,6 +32,9 @@ WITH_HEAD: Final = frozenset({Scheme.INT8_BLOCK})
 ROUTER_NAMES: Final = frozenset({"gate", "router", "wg", "shared_expert_gate"})
 ENTRY_NAMES: Final = ("gate_up_proj", "up_proj")  # the first weight of experts, with a gate and without
 DOWN_NAME: Final = "down_proj"
+# Weights packed at a time: of 2048 x 8192 at once, bnb-nf4 held 500 MB beside them. Rows are independent.
+TILE_WEIGHTS: Final = 2**20
+ROWS_MULTIPLE: Final = 16  # of rows in a tile: no format asks for more
 
 
 class PackedMismatch(Exception):
@@ -205,7 +209,7 @@ class _Walk:
         else:
             parts = _allocate(self._form, (out_features, in_features), (count,), weights.device)
             for index in range(0 if weights.is_meta else count):
-                for part_name, part in self._form.pack(weights[index]).items():
+                for part_name, part in _pack(self._form, weights[index]).items():
                     parts[part_name][index] = part
             packed = PackedWeight(self._form, parts)
             self._count(weights, packed)
@@ -229,9 +233,14 @@ def _is_stack(module: nn.Module, name: str) -> bool:
 
 
 def _pack(form: Format, weight: Tensor) -> dict[str, Tensor]:
-    if weight.is_meta:
-        return _allocate(form, (weight.shape[0], weight.shape[1]), (), weight.device)
-    return form.pack(weight.detach())
+    """Return the parts of `weight`, packed some rows at a time: a format holds copies while it packs."""
+    outputs, inputs = weight.shape
+    parts = _allocate(form, (outputs, inputs), (), weight.device)
+    rows = max(1, TILE_WEIGHTS // inputs) // ROWS_MULTIPLE * ROWS_MULTIPLE or ROWS_MULTIPLE
+    for first in range(0, 0 if weight.is_meta else outputs, rows):
+        for name, part in form.pack(weight.detach()[first : first + rows]).items():
+            parts[name][first : first + rows] = part
+    return parts
 
 
 def _allocate(

@@ -30,6 +30,10 @@ INITIALIZED: Final = "_is_hf_initialized"  # transformers fills whatever does no
 Finish = Callable[[nn.Module], None]
 
 
+def untouched(layer: nn.Module) -> None:
+    """Leave a decoder layer as it was loaded."""
+
+
 class Arrival:
     """Receives the parameters of one model as they are set; a context during which it listens."""
 
@@ -188,8 +192,10 @@ def divide_counts(model: Any, layout: Layout) -> None:
 def finish_empty(model: Any, layout: Layout, fuse: Finish, quantize: Finish) -> None:
     """Lay out the modules of this rank's part of `model`, whose parameters are and stay on the meta device.
 
-    Each layer holds random values while it is wrapped and fused, as both are verified by computing.
+    Each layer holds random values while it is wrapped and fused, as both are verified by computing; only its
+    vectors do where nothing is fused.
     """
+    draw = _random_vector if fuse is untouched else _random
     for name, cut in layout.cuts.items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -199,7 +205,7 @@ def finish_empty(model: Any, layout: Layout, fuse: Finish, quantize: Finish) -> 
         setattr(module, leaf, nn.Parameter(kept, requires_grad=False))
     for name in layout.layers:
         layer = model.get_submodule(name)
-        _exchange(layer, _random)
+        _exchange(layer, draw)
         install(model, layout, name)
         fuse(layer)
         _exchange(layer, lambda parameter: parameter.to("meta"))
@@ -219,3 +225,7 @@ def _exchange(layer: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
 
 def _random(parameter: Tensor) -> Tensor:
     return torch.randn(parameter.shape).to(parameter.dtype)
+
+
+def _random_vector(parameter: Tensor) -> Tensor:
+    return _random(parameter) if parameter.dim() == 1 else parameter

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from container.model.load import LoadedModel, load, untouched
-from container.model.shard import Finish
+from container.model.load import LoadedModel, load
+from container.model.shard import Finish, untouched
 from container.model.shard_files import Recipe, load_shard
 from container.model.source import ModelSource
 

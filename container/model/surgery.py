@@ -43,6 +43,7 @@ class Part(enum.StrEnum):
 
 
 Judgement = TypeVar("Judgement")
+SETTINGS: Final = ("auto", "on", "off")
 ALL_PARTS: Final = frozenset(Part)
 CPU_PARTS: Final[frozenset[Part]] = frozenset()  # none pays: see above
 
@@ -55,7 +56,7 @@ def parts(setting: str, device: str = "cpu") -> frozenset[Part]:
         return ALL_PARTS
     if setting == "auto":
         return CPU_PARTS if device == "cpu" else ALL_PARTS
-    raise SizingError(f"`surgery` is `{setting}`; choose auto, on or off")
+    raise SizingError(f"`surgery` is `{setting}`; choose one of {', '.join(SETTINGS)}")
 
 
 @dataclass(slots=True)

@@ -149,6 +149,7 @@ def runner_config(config: EngineConfig) -> RunnerConfig:
         dtype=config.dtype,
         kv_dtype=config.kv_dtype,
         quantize=config.quantize,
+        surgery=config.surgery,
         parts_dir=str(Path(config.model_dir, PARTS)),
         threads=config.threads,  # of all ranks, too
     )

@@ -26,6 +26,7 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8: keys and values
     quantize: str = "auto"  # auto | none | bnb-nf4 | bnb-int8 | int8-block | int4-block | fp8
     speculate: str = "auto"  # auto | off: guessing tokens ahead from the sequence's own
+    surgery: str = "auto"  # auto | on | off: fused forms of the model's own modules
     tensor_parallel: int = 1  # ranks that hold one model together
     collectives: str = "auto"  # auto | shared | gloo | nccl: how ranks add and gather
     rank_wait_s: float = 120.0  # a rank that keeps the others waiting for this long in a step is lost

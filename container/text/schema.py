@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from container.text.grammar_errors import GrammarError, GrammarReason
 from container.text.regex_bounds import check_regex
+from container.text.schema_ends import endless
 
 MAX_GRAMMAR_CHARS: Final = 256 * 1024  # what the engine takes
 MAX_LEAST: Final = 65_536  # of a minimum: more characters or items than an answer can have
@@ -81,11 +82,45 @@ def schema_text(schema: object, *, closed: bool) -> str:
     made = _Reader(closed).root(schema)
     for target in _references(made):
         _check_reference(made, target)
+    made = _finite(made)
     made["x-guidance"] = {"whitespace_pattern": WHITESPACE}
     text = json.dumps(made, ensure_ascii=False, separators=(",", ":"))
     if len(text) > MAX_GRAMMAR_CHARS:
         raise GrammarError(GrammarReason.TOO_LARGE)
     return text
+
+
+def _finite(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return `schema` with `false` for what is endless in it, else a model that began it could never end.
+
+    Raises GrammarError where that is all of it, or where a reference led through what is gone.
+    """
+    without = endless(schema, lambda target: _resolved(schema, target))
+    if id(schema) in without:
+        raise GrammarError(GrammarReason.UNSATISFIABLE)
+    if not without:
+        return schema
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, list):
+            return [kept(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        if id(value) in without:
+            return False
+        return {
+            keyword: {name: kept(each) for name, each in inner.items()}
+            if keyword in MAPS
+            else kept(inner)
+            if keyword in LISTS | SINGLE
+            else inner
+            for keyword, inner in value.items()
+        }
+
+    made: dict[str, Any] = kept(schema)
+    for target in _references(made):
+        _check_reference(made, target)
+    return made
 
 
 class _Reader:

@@ -28,6 +28,19 @@ CONFIG = RunnerConfig(sequence_tokens=64, running_limit=2, step_tokens=64, kv_mi
 TOKENS = [5, 9, 11, 4, 8, 33, 2, 90]
 
 
+def test_parts_made_with_surgery_serve_a_start_that_asks_for_it_and_no_other(model: Path) -> None:
+    fused = replace(CONFIG, quantize="int8-block", surgery="on")
+    at_load, facts = computed(fused, model, 1)
+    assert facts.fused["qkv"] == 2
+    parts.make(model, 1, "int8-block", fuse="on")
+    fused = replace(fused, parts_dir=str(model / "parts"))
+    from_parts, facts = computed(fused, model, 1)
+    assert facts.fused["qkv"] == 2
+    assert torch.equal(from_parts, at_load)
+    with pytest.raises(LoadError, match="the parts were made with another `fused`"):
+        computed(replace(fused, surgery="off"), model, 1)
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A small model with experts on disk, its widths whole blocks on two ranks."""

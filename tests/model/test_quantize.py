@@ -333,3 +333,25 @@ def test_the_heads_that_are_named_otherwise_are_left_too() -> None:
     for name in walk.ROUTER_NAMES:
         report = quantize(nn.ModuleDict({name: nn.Linear(64, 64)}), Scheme.INT8_BLOCK)
         assert report.left == {Obstacle.ROUTER: 1}
+
+
+@pytest.mark.parametrize("scheme", PACKED)
+def test_a_weight_packed_in_tiles_equals_the_weight_packed_at_once(
+    scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(80, 64, generator=torch.Generator().manual_seed(5))
+    form = format_for(scheme)
+    whole = form.pack(weight)
+    rows: list[int] = []
+    pack = form.pack
+
+    def counted(tile: Tensor) -> dict[str, Tensor]:
+        rows.append(len(tile))
+        return pack(tile)
+
+    monkeypatch.setattr(type(form), "pack", lambda _, tile: counted(tile))
+    monkeypatch.setattr(walk, "TILE_WEIGHTS", 33 * 64)
+    tiled = walk._pack(form, weight)
+    assert rows == [32, 32, 16], "a tile is a multiple of 16 rows, the last one what is left"
+    assert tiled.keys() == whole.keys()
+    assert all(torch.equal(tiled[name].view(torch.uint8), whole[name].view(torch.uint8)) for name in whole)

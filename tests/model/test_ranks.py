@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,7 +30,6 @@ from tests.model.test_shard_files import fuse, quantize
 from tests.model.tiny import TinySource, tiny_source
 
 MIB = 2**20
-SLACK_BYTES = 96 * MIB  # the bar is 300 MB; loading itself takes this much at most on SmolLM2
 PROMPTS = [[5, 9, 11, 4, 8], [7], list(range(3, 36))]
 SAMPLED = [
     SamplingParams(temperature=1.0, seed=11),
@@ -204,31 +199,3 @@ def test_nine_heads_are_refused_to_two_ranks_before_weights_are_read(demo_checkp
     config = RunnerConfig(sequence_tokens=256, kv_mib=64, dtype="float32", threads=1)
     with pytest.raises(ShardRefused, match="9 attention heads cannot be divided among 2 ranks"):
         ranked(config, DirectorySource(demo_checkpoint), 2)
-
-
-@pytest.mark.real_model
-@pytest.mark.parametrize(("rank", "size", "dtype"), [(0, 1, "bfloat16"), (2, 3, "float32")])
-def test_loading_holds_the_part_and_the_largest_tensor(
-    rank: int, size: int, dtype: str, demo_checkpoint: Path
-) -> None:
-    """In a process of its own, by the kernel's high-water mark, which counts mapped files too."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.model.load_memory",
-        str(demo_checkpoint),
-        str(rank),
-        str(size),
-        dtype,
-    ]
-    run = subprocess.run(
-        command,
-        capture_output=True,
-        check=True,
-        timeout=240,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    report = json.loads(run.stdout.splitlines()[-1])
-    assert report["grown"] <= report["shard"] + report["largest"] + SLACK_BYTES
-    assert report["shard"] < report["whole"] if size > 1 else report["grown"] < 1.5 * report["whole"]

@@ -203,8 +203,10 @@ def test_every_end_has_a_closed_cause_and_shows_no_foreign_text(
 
 
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = runner_config(EngineConfig(model_dir=".", threads=8, kv_mib=100, quantize="int8-block"))
-    assert (told.threads, told.kv_mib, told.quantize) == (8, 100, "int8-block")
+    told = runner_config(
+        EngineConfig(model_dir=".", threads=8, kv_mib=100, quantize="int8-block", surgery="on")
+    )
+    assert (told.threads, told.kv_mib, told.quantize, told.surgery) == (8, 100, "int8-block", "on")
     assert [division.threads(told, size) for size in (1, 3, 4, 64)] == [8, 2, 2, 1]
     monkeypatch.setattr(shape, "physical_cores", lambda: 4)
     assert [division.threads(RunnerConfig(), size) for size in (1, 2, 64)] == [4, 2, 1]

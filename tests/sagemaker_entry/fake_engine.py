@@ -103,7 +103,8 @@ class FakeRequest:
 class FakeEngine:
     """The loop: adopt connections, take frames, make tokens, beat, write the status file."""
 
-    def __init__(self, door_fd: int, page_fd: int, status: Path) -> None:
+    def __init__(self, door_fd: int, page_fd: int, status: Path, *, grammar: bool) -> None:
+        self._grammar = grammar
         self._door_fd = door_fd
         self._page = heartbeat.HeartbeatWriter(page_fd)
         self._status = status
@@ -150,9 +151,8 @@ class FakeEngine:
     def _read(self, channel: Channel) -> None:
         for message, _ in channel.read():
             if isinstance(message, Hello):
-                channel.send(
-                    frame(Welcome(message.schema, SEQUENCE_TOKENS, 260, 8, "native", None, True, True))
-                )
+                told = (message.schema, SEQUENCE_TOKENS, 260, 8, "native", None, True, self._grammar)
+                channel.send(frame(Welcome(*told)))
             elif isinstance(message, Add):
                 self.seen["adds"] += 1
                 self._requests.append(FakeRequest(channel, message))
@@ -203,9 +203,11 @@ def main() -> int:
     parser.add_argument("--status", type=Path, required=True)
     parser.add_argument("--load-s", type=float, default=0.0)
     parser.add_argument("--fault", default="NONE")
+    parser.add_argument("--grammar", choices=("yes", "no"), default="yes")
     options = parser.parse_args()
     config.decode(os.read(options.config_fd, 65536).decode())
-    engine = FakeEngine(options.door_fd, options.heartbeat_fd, options.status)
+    grammar = options.grammar == "yes"
+    engine = FakeEngine(options.door_fd, options.heartbeat_fd, options.status, grammar=grammar)
     engine.load(options.load_s)
     if options.fault == "LINGERS":
         engine.fail(heartbeat.StartFault.INTERNAL)

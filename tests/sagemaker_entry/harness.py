@@ -88,6 +88,7 @@ class Server:
         load_s: float = 0.0,
         step_s: float = 10.0,
         fault: str = "NONE",
+        grammar: str = "yes",
         nofile: int = 0,
         front: str = "real",
         template: str = TEMPLATE,
@@ -102,6 +103,7 @@ class Server:
             "load-s": load_s,
             "step-s": step_s,
             "fault": fault,
+            "grammar": grammar,
             "nofile": nofile,
             "front": front,
         }

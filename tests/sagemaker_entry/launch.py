@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--load-s", default="0")
     parser.add_argument("--step-s", type=float, default=10.0)
     parser.add_argument("--fault", default="NONE")
+    parser.add_argument("--grammar", choices=("yes", "no"), default="yes")
     parser.add_argument("--nofile", type=int, default=0)
     parser.add_argument("--front", choices=("real", "quick"), default="real")
     options = parser.parse_args()
@@ -35,6 +36,8 @@ def main() -> int:
             options.load_s,
             "--fault",
             options.fault,
+            "--grammar",
+            options.grammar,
         ]
 
     limits = HealthLimits(step_s=options.step_s, idle_beat_s=min(2.0, options.step_s))

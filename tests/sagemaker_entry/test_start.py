@@ -145,12 +145,13 @@ def test_the_text_model_is_tried_a_few_times_and_then_the_worker_ends(
     tmp_path: Path, pauses: list[float], error: Exception
 ) -> None:
     service: Any = Waiting()
-    wiring.load(service, str(tmp_path), failing(wiring.ATTEMPTS - 1, error))
+    wiring.load(service, str(tmp_path), failing(wiring.ATTEMPTS - 1, error), lambda: False)
     assert service.given == ["the model"]
     assert pauses == [wiring.RETRY_S] * (wiring.ATTEMPTS - 1)
     pauses.clear()
     with pytest.raises(SystemExit) as caught:
-        wiring.load(Waiting(), str(tmp_path), failing(wiring.ATTEMPTS, error))  # type: ignore[arg-type]
+        unready: Any = Waiting()
+        wiring.load(unready, str(tmp_path), failing(wiring.ATTEMPTS, error), lambda: False)
     assert caught.value.code == children.EXIT_UNUSABLE
     assert len(pauses) == wiring.ATTEMPTS - 1, "it slept after the last attempt"
 

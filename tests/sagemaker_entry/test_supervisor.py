@@ -285,8 +285,8 @@ def test_the_engine_is_told_what_the_operator_set() -> None:
     assert (config.prefix_cache, config.compat) == (False, False)
     assert engine_config(Settings()).prefix_cache
     assert (engine_config(Settings()).speculate, config.speculate) == ("auto", "off")
-    together = engine_config(Settings(tensor_parallel=4, quantize="bnb-nf4"))
-    assert (together.tensor_parallel, together.quantize) == (4, "bnb-nf4")
+    together = engine_config(Settings(tensor_parallel=4, quantize="bnb-nf4", surgery="off"))
+    assert (together.tensor_parallel, together.quantize, together.surgery) == (4, "bnb-nf4", "off")
 
 
 def test_the_bounds_of_the_queue_reach_the_engine() -> None:
