@@ -13,8 +13,8 @@ A layer with a window keeps all positions too, since a page holds all layers: a 
 full one does, where slabs keep a ring (for a window of 512 of 8,192 tokens in 5 of 6 layers that is 4.5 times
 the memory). Attention skips what lies outside of the window.
 
-Budget: a page that several sequences read counts once. The engine admits by the sum of lengths, which is never
-less, so that it cannot admit too much.
+Budget: a page that several sequences read counts once. The engine admits by the sum of lengths, which is
+never less, so that it cannot admit too much.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = blocks.abs().amax(-1, keepdim=True)
     largest = torch.where(largest < SMALLEST_BLOCK, torch.zeros_like(largest), largest)
     # Not `INT8_LIMIT / largest`: torch computes that as a product with the reciprocal, which rounds twice.
-    inverse = torch.where(largest > 0, torch.full_like(largest, INT8_LIMIT) / largest, torch.zeros_like(largest))
+    inverse = torch.where(
+        largest > 0, torch.full_like(largest, INT8_LIMIT) / largest, torch.zeros_like(largest)
+    )
     return (blocks * inverse).round_(), largest / INT8_LIMIT
 
 
