@@ -12,6 +12,7 @@ Invariant: `arrange` only moves bytes: `restore` gives back exactly what it was 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,9 +56,13 @@ def arrange(values: Tensor, scales: Tensor, bias: Tensor | None = None) -> Arran
     assert values.dtype == torch.int8 and scales.dtype == torch.float16, "int8 blocks with half scales"
     groups = -(-outputs // GROUP)
     blocks = inputs // BLOCK
-    laid = _padded(values, groups * GROUP).view(groups, GROUP, blocks, BLOCK // 4, 4)[:, ORDER, :].permute(0, 2, 3, 1, 4)
+    laid = (
+        _padded(values, groups * GROUP)
+        .view(groups, GROUP, blocks, BLOCK // 4, 4)[:, ORDER, :]
+        .permute(0, 2, 3, 1, 4)
+    )
     halves = _padded(scales, groups * GROUP).view(groups, GROUP, blocks).transpose(1, 2)
-    padded = None if bias is None else _padded(bias.detach().float().reshape(-1, 1), groups * GROUP).flatten()
+    padded = None if bias is None else padded_bias(bias)
     return ArrangedInt8(outputs, inputs, laid.reshape(-1), halves.reshape(-1), padded)
 
 
@@ -71,6 +76,51 @@ def restore(weight: ArrangedInt8) -> tuple[Tensor, Tensor]:
     scales = weight.scales.view(groups, blocks, GROUP).transpose(1, 2)
     flat = values.reshape(groups * GROUP, weight.inputs)
     return flat[: weight.outputs], scales.reshape(groups * GROUP, blocks)[: weight.outputs]
+
+
+def join(weights: Sequence[ArrangedInt8], *, interleaved: bool = False) -> ArrangedInt8:
+    """Return weights of the same inputs as one, whose outputs are theirs in turn, or their groups in turn.
+
+    All have whole groups of outputs, but for the last when they are not `interleaved`.
+    """
+    inputs = weights[0].inputs
+    whole = weights if interleaved else weights[:-1]
+    assert all(each.outputs % GROUP == 0 for each in whole), "only the last may have a group to fill up"
+    assert all(each.inputs == inputs for each in weights), "products of the same input"
+    bias = None
+    if any(each.bias is not None for each in weights):
+        each_bias = [torch.zeros(w.padded_outputs) if w.bias is None else w.bias for w in weights]
+        bias = _joined(each_bias, [w.padded_outputs for w in weights], interleaved)
+    counts = [w.padded_outputs for w in weights]
+    return ArrangedInt8(
+        sum(each.outputs for each in weights),
+        inputs,
+        _joined([each.values for each in weights], counts, interleaved),
+        _joined([each.scales for each in weights], counts, interleaved),
+        bias,
+    )
+
+
+def _joined(parts: Sequence[Tensor], counts: Sequence[int], interleaved: bool) -> Tensor:
+    if not interleaved:
+        return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+    assert len(set(counts)) == 1, "groups in turn need as many of each"
+    return torch.stack([part.view(counts[0] // GROUP, -1) for part in parts], dim=1).flatten()
+
+
+def split(joined: Tensor, outputs: Sequence[int], *, interleaved: bool = False) -> list[Tensor]:
+    """Return what `join` made of several flat `values` or `scales` as the several again."""
+    groups = [-(-count // GROUP) for count in outputs]
+    laid = joined.view(sum(groups), -1)
+    if interleaved:
+        return [laid[at :: len(outputs)].flatten() for at in range(len(outputs))]
+    return [part.flatten() for part in torch.split(laid, groups)]
+
+
+def padded_bias(bias: Tensor) -> Tensor:
+    """Return `bias` (outputs,) as float32 (padded outputs,)."""
+    outputs = bias.shape[0]
+    return _padded(bias.detach().float().reshape(-1, 1), -(-outputs // GROUP) * GROUP).flatten()
 
 
 def _padded(rows: Tensor, wanted: int) -> Tensor:
@@ -102,7 +152,7 @@ def multiply(native: Native, weight: ArrangedInt8, x: Tensor, *, plain: bool = F
 
 
 def quantize(native: Native, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `x` (tokens, inputs) float32 as -127..127 in int16 (tokens, inputs), scales (tokens, inputs / 32)."""
+    """Return `x` (tokens, inputs) float32 as -127..127 in int16, and scales (tokens, inputs / 32)."""
     assert x.dtype == torch.float32 and x.is_contiguous() and x.shape[1] % BLOCK == 0, "rows in blocks"
     tokens, inputs = x.shape
     values = torch.empty(tokens, inputs, dtype=torch.int16)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from container.model.quantize_format import Obstacle, Part
+from container.model.quantize_format import Format, Obstacle, Part
 
 BLOCK: Final = 32
 INT8_LIMIT: Final = 127  # never -128: two products of 127 x 127 then stay below what 16 bits hold
@@ -56,7 +56,7 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return (blocks * inverse).round_(), largest / INT8_LIMIT
 
 
-class Int8Block:
+class Int8Block(Format):
     """Weights and activations in blocks of 32 along the input, as int8 with a scale each.
 
     The definition, for token t and output n, b the block, * and + rounded to fp32 each:
@@ -100,7 +100,7 @@ class Int8Block:
         return _tiled(self.unpack, values.mul_(scales).flatten(-2), parts).to(x.dtype)
 
 
-class Int4Block:
+class Int4Block(Format):
     """Weights in blocks of 32 along the input, 4 bits each with a scale and a lowest value; activations as
     they are: y = x W'^T with W' = d * q + m, rounded to the dtype of x.
 
@@ -147,7 +147,7 @@ class Int4Block:
 
 
 def _in_blocks(values: Tensor) -> Tensor:
-    return values.view(*values.shape[:-1], -1, BLOCK)
+    return values.view(*values.shape[:-1], values.shape[-1] // BLOCK, BLOCK)  # no -1: there may be no rows
 
 
 def _tiled(unpack: Unpack, x: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
