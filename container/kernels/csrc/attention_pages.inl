@@ -5,16 +5,23 @@ namespace STRONGROOM_ISA {
 
 inline f8 load8(const float* from) { return load(from); }
 
-inline f8 load8(const std::uint16_t* from) { return load_bf16(from); }
+inline f8 load8(const std::uint16_t* from) {
+#if defined(__AVX2__)  // the compiler widens the generic form in two halves
+  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return reinterpret_cast<f8>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+#else
+  return load_bf16(from);
+#endif
+}
 
 inline f8 load8(const std::int8_t* from) {
-  typedef std::int8_t b8 __attribute__((vector_size(8)));
-  b8 bytes;
-  std::memcpy(&bytes, from, sizeof bytes);
 #if defined(__AVX2__)
   return reinterpret_cast<f8>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(
       reinterpret_cast<const __m128i*>(from)))));
 #else
+  typedef std::int8_t b8 __attribute__((vector_size(8)));
+  b8 bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
   return to_float(__builtin_convertvector(bytes, i8));
 #endif
 }

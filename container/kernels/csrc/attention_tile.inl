@@ -35,24 +35,51 @@ struct Chunk {
   const float* value_scales[CHUNK_LANES / LANES];
   int first;  // position of the first key
   int pages;
+  // What is read next, to be fetched meanwhile: a page's part is too short a run for the machine to foresee it.
+  const char* next_keys[CHUNK_LANES / LANES];
+  const char* next_values[CHUNK_LANES / LANES];
+  int next_pages;
 };
+
+constexpr int LINE_BYTES = 64;
+
+inline void fetch(const char* from, int bytes) {
+  for (int at = 0; at < bytes; at += LINE_BYTES) __builtin_prefetch(from + at, 0, 2);
+}
 
 inline int smaller(int a, int b) { return a < b ? a : b; }
 inline int larger(int a, int b) { return a > b ? a : b; }
 inline int clamp(int value, int low, int high) { return larger(low, smaller(value, high)); }
 
-// Products of R queries with V * 8 keys of one page.
+// Adds the products of R factors and V vectors. The fewer of the two are held in registers beside the sums: with
+// 12 sums there are four left.
+template <int R, int V, class Factor, class Vector>
+inline __attribute__((always_inline)) void add_products(f8 (&sums)[R][V], Factor&& factor, Vector&& vector) {
+  if constexpr (R < V) {
+    f8 factors[R];
+    for (int r = 0; r < R; ++r) factors[r] = factor(r);
+    for (int v = 0; v < V; ++v) {
+      const f8 value = vector(v);
+      for (int r = 0; r < R; ++r) sums[r][v] += factors[r] * value;
+    }
+  } else {
+    f8 values[V];
+    for (int v = 0; v < V; ++v) values[v] = vector(v);
+    for (int r = 0; r < R; ++r) {
+      const f8 factor_of_row = factor(r);
+      for (int v = 0; v < V; ++v) sums[r][v] += factor_of_row * values[v];
+    }
+  }
+}
+
+// Products of R queries with V * 8 keys; `keys` says where each eight begin.
 template <int R, int V, class E>
-inline __attribute__((always_inline)) void score(const E* keys, int dim, int lanes, const float* const* queries,
+inline __attribute__((always_inline)) void score(const E* const* keys, int dim, int lanes, const float* const* queries,
                                                  float* scores) {
   f8 sums[R][V] = {};
   for (int d = 0; d < dim; ++d) {
-    f8 key[V];
-    for (int v = 0; v < V; ++v) key[v] = load8(keys + d * lanes + v * LANES);
-    for (int r = 0; r < R; ++r) {
-      const f8 query = splat(queries[r][d]);
-      for (int v = 0; v < V; ++v) sums[r][v] += query * key[v];
-    }
+    add_products<R, V>(sums, [&](int r) { return splat(queries[r][d]); },
+                       [&](int v) { return load8(keys[v] + d * lanes); });
   }
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) store(scores + r * CHUNK_LANES + v * LANES, sums[r][v]);
@@ -88,12 +115,8 @@ inline __attribute__((always_inline)) void weigh(const Chunk<E>& chunk, const Re
     const E* from = chunk.values[page] + d;
     const float* weight = weights + page * lanes;
     for (int at = larger(reach.first - start, 0); at < last; ++at) {
-      f8 value[V];
-      for (int v = 0; v < V; ++v) value[v] = load8(from + at * dim + v * LANES);
-      for (int r = 0; r < R; ++r) {
-        const f8 share = splat(weight[r * CHUNK_LANES + at]);
-        for (int v = 0; v < V; ++v) sums[r][v] += share * value[v];
-      }
+      add_products<R, V>(sums, [&](int r) { return splat(weight[r * CHUNK_LANES + at]); },
+                         [&](int v) { return load8(from + at * dim + v * LANES); });
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -159,19 +182,39 @@ void attend_block(const AttentionLayer& layer, const Chunk<E>& chunk, int page_t
   reach.first_page = (reach.first - chunk.first) / page_tokens;
   reach.last_page = (reach.last - chunk.first + page_tokens - 1) / page_tokens;
   alignas(32) float scores[R * CHUNK_LANES];
-  for (int page = reach.first_page; page < reach.last_page; ++page) {
-    int lane = 0;
-    for (; lane + 2 * LANES <= lanes; lane += 2 * LANES) {
-      score<R, 2>(chunk.keys[page] + lane, layer.dim, lanes, tile.queries + begin, scores + page * lanes + lane);
+  // Enough sums at once to hide the latency of a multiplication.
+  constexpr int WIDE = R <= BLOCK_ROWS / 2 ? 4 : 2;
+  const int vectors = lanes / LANES;
+  const int end = reach.last_page * vectors;
+  for (int at = reach.first_page * vectors; at < end;) {
+    const int count = end - at >= WIDE ? WIDE : end - at >= 2 ? 2 : 1;
+    const E* keys[WIDE];
+    for (int v = 0; v < count; ++v) {
+      const int page = (at + v) / vectors;
+      const int lane = (at + v) % vectors * LANES;
+      keys[v] = chunk.keys[page] + lane;
+      if (lane == 0 && page < chunk.next_pages) {
+        fetch(chunk.next_keys[page], lanes * layer.dim * static_cast<int>(sizeof(E)));
+        fetch(chunk.next_values[page], page_tokens * layer.dim * static_cast<int>(sizeof(E)));
+      }
     }
-    if (lane < lanes) {
-      score<R, 1>(chunk.keys[page] + lane, layer.dim, lanes, tile.queries + begin, scores + page * lanes + lane);
+    float* to = scores + at * LANES;
+    if (count == WIDE) {
+      score<R, WIDE>(keys, layer.dim, lanes, tile.queries + begin, to);
+    } else if (count == 2) {
+      score<R, 2>(keys, layer.dim, lanes, tile.queries + begin, to);
+    } else {
+      score<R, 1>(keys, layer.dim, lanes, tile.queries + begin, to);
     }
+    at += count;
   }
   const Sums mine = {sums.most + begin, sums.weight + begin, sums.values + begin * layer.dim};
   float shrink[R];
   soften<R, SCALED>(layer, chunk, reach, page_tokens, lanes, positions, scores, mine, shrink);
   int d = 0;
+  for (; d + WIDE * LANES <= layer.dim; d += WIDE * LANES) {
+    weigh<R, WIDE>(chunk, reach, page_tokens, lanes, layer.dim, d, scores, shrink, mine.values);
+  }
   for (; d + 2 * LANES <= layer.dim; d += 2 * LANES) {
     weigh<R, 2>(chunk, reach, page_tokens, lanes, layer.dim, d, scores, shrink, mine.values);
   }
@@ -212,6 +255,7 @@ inline int segment_tokens(const Paging& paging) {
 template <class T>
 Chunk<float> converted(const Chunk<T>& chunk, const AttentionLayer& layer, int page_tokens, int lanes, float* scratch) {
   Chunk<float> result;
+  result.next_pages = 0;
   result.first = chunk.first;
   result.pages = chunk.pages;
   for (int page = 0; page < chunk.pages; ++page) {
@@ -252,6 +296,16 @@ void attend_segment(const Keep<T>& keep, const Tile& tile, int segment, const Su
       chunk.values[page] = part.values;
       chunk.key_scales[page] = part.key_scales;
       chunk.value_scales[page] = part.value_scales;
+    }
+    chunk.next_pages = 0;
+    if (tile.rows <= BLOCK_ROWS) {  // more rows compute longer than they wait
+      const int next = first_page + pages;
+      chunk.next_pages = clamp((last + keep.page_tokens - 1) / keep.page_tokens - next, 0, pages);
+      for (int page = 0; page < chunk.next_pages; ++page) {
+        const Part<T> part = keep.part(next + page);
+        chunk.next_keys[page] = reinterpret_cast<const char*>(part.keys);
+        chunk.next_values[page] = reinterpret_cast<const char*>(part.values);
+      }
     }
     if (CONVERTED && tile.rows > BLOCK_ROWS) {
       const Chunk<float> ready = converted(chunk, layer, keep.page_tokens, keep.lanes, scratch);
