@@ -23,6 +23,7 @@ from container.model.quantize_format import Multiplier
 from container.model.quantize_modules import plain_activations
 from container.model.quantize_native import NativeInt8
 from container.model.runner import NativeRunner
+from container.model.shape import SizingError
 from tests.model.driving import CONFIG, greedy
 from tests.model.test_build import start
 from tests.model.tiny import ARCHITECTURES, VOCABULARY, TinySource, tiny_source
@@ -109,7 +110,7 @@ def test_a_fused_model_computes_what_its_modules_do(kind: str, monkeypatch: pyte
 def test_quantized_activations_differ_by_their_rounding_only(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner, _ = begin(tiny_source(kind))
+    runner, _ = begin(tiny_source(kind), kv_dtype="float32")
     other, _ = without_fusing(monkeypatch, tiny_source(kind))
     difference = apart(replayed(runner.packed.logits), replayed(modules(other).logits))
     assert difference < 0.02  # two correct ways differ by about 0.9 % on the demo model
@@ -120,6 +121,16 @@ def test_halved_keys_and_values_cost_their_rounding() -> None:
     exact = replayed(plain(runner).logits)
     assert 1e-5 < apart(replayed(plain(runner, KVType.BFLOAT16).logits), exact) < 0.01
     assert 1e-5 < apart(replayed(plain(runner, KVType.INT8).logits), exact) < 0.02
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "float32", "bfloat16", "int8"])
+def test_keys_and_values_are_stored_as_asked(kv_dtype: str) -> None:
+    runner, _ = begin(tiny_source("llama"), kv_dtype=kv_dtype)
+    model = runner.packed
+    assert isinstance(model, FusedModel)
+    assert model.kv.layout.kv_type is fused.KV_TYPES[kv_dtype]
+    with pytest.raises(SizingError, match="`kv_dtype` is `int8`"):
+        begin(tiny_source("llama"), quantize="none", kv_dtype="int8")
 
 
 def test_answers_do_not_depend_on_what_runs_beside_them() -> None:
