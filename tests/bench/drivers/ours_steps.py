@@ -1,0 +1,97 @@
+"""W6: what one step costs at a batch and a context, measured at the seam between scheduler and runner.
+
+Owns: plans that fill slots to a context and then decode. Must not know: the scheduler, HTTP.
+Invariant: every sequence has tokens of its own and nothing is restored from a cache, so that no step is
+cheaper than the same step for unrelated clients.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from statistics import median
+from typing import Any
+
+from container.engine.request import SamplingParams
+from container.engine.step import ROW_SAMPLES, Capacity, Runner, SlotAssignment, StepPlan
+
+DECODES = 7  # steps timed at each point, after one that is not
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class Filled:
+    """Slots 0..n-1 and how many positions of each are computed."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._capacity: Capacity = runner.capacity()
+        self._number = 0
+        self._next_block = 1
+        self._blocks = [0] * self._capacity.slots  # of each slot, in its table
+        self.computed = [0] * self._capacity.slots
+        self.prefills: list[dict[str, float]] = []
+
+    def reach(self, slots: int, context: int) -> None:
+        """Compute the first `slots` sequences up to `context` positions, in steps of one sequence each."""
+        for slot in range(slots):
+            while self.computed[slot] < context:
+                start = self.computed[slot]
+                count = min(context - start, self._capacity.step_tokens)
+                seconds = self._step([(slot, count)], sample=False)
+                pairs = count * start + count * (count + 1) / 2  # query times key positions
+                self.prefills.append(
+                    {"batch": 1, "tokens": count, "context": start, "pairs": pairs, "step_s": seconds}
+                )
+
+    def decode(self, slots: int) -> float:
+        """Return the seconds of one step in which the first `slots` sequences make a token each."""
+        return self._step([(slot, 1) for slot in range(slots)], sample=True)
+
+    def _step(self, rows: list[tuple[int, int]], *, sample: bool) -> float:
+        self._number += 1
+        plan = StepPlan(self._number)
+        for slot, count in rows:
+            start = self.computed[slot]
+            if start == 0:
+                plan.assigns.append(
+                    SlotAssignment(slot, GREEDY, (), count, 0, array("i", self._ids(slot, 0, count)))
+                )
+            plan.slots.append(slot)
+            plan.starts.append(start)
+            plan.counts.append(count)
+            plan.flags.append(ROW_SAMPLES if sample else 0)
+            plan.tokens.extend(self._ids(slot, start, count))
+            self.computed[slot] = start + count
+            while self._blocks[slot] * self._capacity.block_tokens < start + count:
+                plan.table.extend((slot, self._blocks[slot], self._next_block))
+                self._next_block += 1
+                self._blocks[slot] += 1
+        began_s = time.perf_counter()
+        self._runner.run(plan)
+        return time.perf_counter() - began_s
+
+    def _ids(self, slot: int, start: int, count: int) -> list[int]:
+        # any ids do; a multiplier that shares no factor with common vocabulary sizes keeps them apart
+        most = self._capacity.vocabulary - 3
+        return [3 + (slot * 7919 + place * 104729) % most for place in range(start, start + count)]
+
+
+def measure(runner: Any, points: list[tuple[int, int]]) -> list[dict[str, float]]:
+    """Return batch, context, tokens, pairs and the median seconds of a step, decodes first, then prefills.
+
+    `context` is what each sequence had before the step. Points are taken in order of context, largest batch
+    first, so that each sequence only ever grows.
+    """
+    filled = Filled(runner)
+    measured = []
+    for context in sorted({c for _, c in points}):
+        for batch in sorted((b for b, c in points if c == context), reverse=True):
+            filled.reach(batch, context)
+            filled.decode(batch)
+            begun = sum(filled.computed[:batch])
+            times = [filled.decode(batch) for _ in range(DECODES)]
+            total = begun + batch * (DECODES + 1) / 2  # keys read, in the middle of the timed steps
+            measured.append(
+                {"batch": batch, "tokens": batch, "context": context, "pairs": total, "step_s": median(times)}
+            )
+    return measured + filled.prefills
