@@ -107,7 +107,7 @@ def run(plan: Plan, commits: tuple[str, str], say: Say) -> dict[str, Any]:
         for label, where in (("A", first), ("B", second)):
             say(f"building {label}")
             sides += contestants(plan, label, where, say)
-        records = list(interleaved(fleet, sides, wanted, plan.rounds, say))
+        records = list(interleaved(fleet, sides, wanted, plan.rounds, say, plan.repeats))
     pairs = {
         f"A / B {quantize}": against(records, f"A {quantize}", f"B {quantize}") for quantize in plan.quantize
     }

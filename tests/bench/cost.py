@@ -30,8 +30,8 @@ def grid(window: int, *, quick: bool = False) -> list[tuple[int, int]]:
 def fit(points: Sequence[Point], rows: str) -> dict[str, Any] | None:
     """Return the terms in milliseconds, fitted by least squares of relative error; None with too few points.
 
-    `rms` and `worst` are relative residuals. `quadratic_share` is how much of the largest step a further term
-    in the square of the pairs would explain: near 0 when nothing grows faster than it should.
+    `rms` and `worst` are relative residuals. `quadratic_share` is the most of any step that a further
+    term in the square of the pairs would explain: near 0 when nothing grows faster than it should.
     """
     import numpy
 
@@ -48,14 +48,15 @@ def fit(points: Sequence[Point], rows: str) -> dict[str, Any] | None:
 
     ones = numpy.ones(len(points))
     (fixed, each, pair), off = solve(ones, counts, pairs)
-    square = solve(ones, counts, pairs, (pairs / pairs.max()) ** 2)[0][3]
+    squares = (pairs / pairs.max()) ** 2
+    shares = solve(ones, counts, pairs, squares)[0][3] * squares / seconds
     return {
         "fixed_ms": float(fixed * 1e3),
         f"per_{rows}_ms": float(each * 1e3),
         "per_1000_pairs_ms": float(pair * 1e6),
         "rms": float(numpy.sqrt((off**2).mean())),
         "worst": float(numpy.abs(off).max()),
-        "quadratic_share": float(square / seconds[int(pairs.argmax())]),
+        "quadratic_share": float(shares[int(numpy.abs(shares).argmax())]),
         "points": len(points),
     }
 

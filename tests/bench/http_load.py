@@ -8,6 +8,7 @@ Standard library only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -66,6 +67,8 @@ async def _stream(port: int, dialect: Dialect, body: bytes, began_s: float) -> T
         return await _events(reader, chunked, dialect, began_s)
     finally:
         writer.close()
+        with contextlib.suppress(OSError):  # the server broke it off; what was read is judged above
+            await writer.wait_closed()
 
 
 async def _head(reader: asyncio.StreamReader) -> tuple[int, bool]:

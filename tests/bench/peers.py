@@ -73,7 +73,7 @@ def run(plan: Plan, names: Sequence[str], say: Say) -> dict[str, Any]:
     text = workloads.read_text(plan.model)
     wanted = jobs(plan.workloads, text, quick=plan.quick)
     with Fleet(plan.logs, text, say) as fleet:
-        records = list(interleaved(fleet, [*own, *theirs], wanted, plan.rounds, say))
+        records = list(interleaved(fleet, [*own, *theirs], wanted, plan.rounds, say, plan.repeats))
         told = fleet.told
     for record in records:
         if "error" in record:

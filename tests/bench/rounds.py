@@ -104,6 +104,7 @@ class Fleet:
         kept = self.told.setdefault(one.name, {"start_s": [], "about": reply["about"], "notes": one.notes})
         kept["start_s"].append(round(reply["start_s"], 3))
         kept["loaded_mib"] = loaded
+        kept["phases"] = reply["phases"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ def undisturbed(work: Callable[[], dict[str, Any]], say: Say, repeats: int = REP
     return {**best, "noisy": best["foreign_share"] > FOREIGN_LIMIT}
 
 
-def turn(fleet: Fleet, one: Contestant, job: Job, number: int, say: Say) -> dict[str, Any]:
+def turn(
+    fleet: Fleet, one: Contestant, job: Job, number: int, say: Say, repeats: int = REPEATS
+) -> dict[str, Any]:
     """Return the record of one run of `one`: figures, or `error`; the engine is unloaded after a failure."""
     record: dict[str, Any] = {"engine": one.name, "workload": job.name, "round": number}
     offset = 0
@@ -150,7 +153,7 @@ def turn(fleet: Fleet, one: Contestant, job: Job, number: int, say: Say) -> dict
 
     try:
         fleet.ready(one)  # loading is no part of the measured time
-        record |= undisturbed(run, say)
+        record |= undisturbed(run, say, repeats)
     except (EngineLost, Inexact) as error:
         record["error"] = str(error)
         fleet.unload(one.name)
@@ -158,7 +161,12 @@ def turn(fleet: Fleet, one: Contestant, job: Job, number: int, say: Say) -> dict
 
 
 def interleaved(
-    fleet: Fleet, contestants: Sequence[Contestant], jobs: Sequence[Job], rounds: int, say: Say
+    fleet: Fleet,
+    contestants: Sequence[Contestant],
+    jobs: Sequence[Job],
+    rounds: int,
+    say: Say,
+    repeats: int = REPEATS,
 ) -> Iterator[dict[str, Any]]:
     """Yield the records of `rounds` rounds, every engine's turn beside the others'; the first one rotates.
 
@@ -179,7 +187,7 @@ def interleaved(
             if lost.get(one.name, 0) > 1:
                 continue
             say(f"round {number} of {rounds}: {job.name}, {one.name}")
-            record = turn(fleet, one, job, number, say)
+            record = turn(fleet, one, job, number, say, repeats)
             if "error" in record:
                 lost[one.name] = lost.get(one.name, 0) + 1
                 say(f"{one.name}: {record['error']}")

@@ -48,8 +48,11 @@ class Text:
 
     def take(self, at: int, count: int) -> tuple[int, ...]:
         """Return `count` ids from place `at`."""
-        size = len(self._ids)
-        return tuple(self._ids[(at + place) % size] for place in range(count))
+        found: tuple[int, ...] = ()
+        while len(found) < count:
+            start = (at + len(found)) % len(self._ids)
+            found += self._ids[start : start + count - len(found)]
+        return found
 
 
 def read_text(model_dir: Path) -> Text:

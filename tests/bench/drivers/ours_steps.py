@@ -32,11 +32,15 @@ class Filled:
         self.prefills: list[dict[str, float]] = []
 
     def reach(self, slots: int, context: int) -> None:
-        """Compute the first `slots` sequences up to `context` positions, in steps of one sequence each."""
+        """Compute the first `slots` sequences up to `context` positions, in steps of one sequence each.
+
+        Steps of several sizes in turn: the fit could not tell a step's fixed cost from a token's otherwise.
+        """
         for slot in range(slots):
             while self.computed[slot] < context:
                 start = self.computed[slot]
-                count = min(context - start, self._capacity.step_tokens)
+                size = self._capacity.step_tokens >> len(self.prefills) % 3
+                count = min(context - start, max(1, size))
                 seconds = self._step([(slot, count)], sample=False)
                 pairs = count * start + count * (count + 1) / 2  # query times key positions
                 self.prefills.append(
