@@ -45,7 +45,8 @@ class Contestant:
 
     def child(self, logs: Path) -> Child:
         """Start the driver's process, nothing loaded."""
-        command = [str(self.python), "-m", f"tests.bench.drivers.{self.module}"]
+        # -P: the folder it runs in does not come before PYTHONPATH, where `compare` puts a built package
+        command = [str(self.python), "-P", "-m", f"tests.bench.drivers.{self.module}"]
         return Child(command, logs / f"{self.name.replace(' ', '-')}.log", self.environment, self.root)
 
 

@@ -6,6 +6,7 @@ The one file here, with `ours_steps`, that reaches into the rooms: tests/test_ar
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from array import array
@@ -44,7 +45,7 @@ class Ours:
             "runner": facts.runner,
             "quantized": facts.quantized,
             "dtype": facts.dtype,
-            "native": str(getattr(facts, "native", "")),
+            "native": native_libraries(),
         }
         return {"about": about, "phases": facts.seconds}
 
@@ -86,6 +87,13 @@ class Ours:
         if self._runner is not None:
             self._runner.close()
         self._runner = self._engine = None
+
+
+def native_libraries() -> list[str]:
+    """Return the compiled libraries that lie beside the kernels in use; none: the plain forms run."""
+    found = importlib.util.find_spec("container.kernels")
+    folders = found.submodule_search_locations if found else None
+    return sorted(path.name for folder in folders or () for path in Path(folder).glob("*.so"))
 
 
 def build(options: dict[str, Any], model: str, *, prefix_cache: bool = True) -> tuple[Any, Any]:
