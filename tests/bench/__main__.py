@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         verb.add_argument(
             "--quantize", action="append", help="may be given several times; default: int8-block"
         )
-        known = serve.ALL if name == "serve" else serve.IN_PROCESS
+        known = serve.ALL if name == "serve" else (*serve.IN_PROCESS, *(("W7",) if name == "peers" else ()))
         verb.add_argument("--workloads", type=_names(known), default=known, help=f"of {','.join(known)}")
         verb.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="medians are of this many")
         verb.add_argument("--quick", action="store_true", help="short forms, one round: does it work at all")

@@ -15,7 +15,7 @@ from typing import Any
 from tests.bench import workloads
 from tests.bench.environments import SetupFailed
 from tests.bench.report import against
-from tests.bench.rounds import Contestant, Fleet, Say, interleaved
+from tests.bench.rounds import Contestant, Fleet, Say, interleaved, starts
 from tests.bench.serve import Plan, jobs, ours
 
 
@@ -75,8 +75,16 @@ def run(plan: Plan, names: Sequence[str], say: Say) -> dict[str, Any]:
     with Fleet(plan.logs, text, say) as fleet:
         records = list(interleaved(fleet, [*own, *theirs], wanted, plan.rounds, say, plan.repeats))
         told = fleet.told
+    served = [ours(plan.model, quantize, http=True) for quantize in plan.quantize]
+    if "W7" in plan.workloads:
+        records += starts([*served, *theirs], plan.logs, plan.rounds, say, plan.repeats)
     for record in records:
         if "error" in record:
             failures.setdefault(record["engine"], record["error"])
-    pairs = {f"{a.name} / {b.name}": against(records, a.name, b.name) for a in own for b in theirs}
+    pairs = {
+        f"{a.name} / {b.name}": ratios
+        for a in (*own, *served)
+        for b in theirs
+        if (ratios := against(records, a.name, b.name))
+    }
     return {"records": records, "told": told, "ratios": pairs, "failures": failures}

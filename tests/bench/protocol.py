@@ -7,6 +7,7 @@ Standard library only: the child may run in an environment that holds nothing of
     {"do": "load", "model": DIR, "options": {}} -> {"ok": true, "about": {}, "phases": {}, "roots": [pid]}
     {"do": "run", "requests": [[ids, n, at_s]]} -> {"ok": true, "answers": [{"events": [[s, n]]}]}
     {"do": "steps", "points": [[batch, context]]} -> {"ok": true, "points": [{}]}, where an engine can
+    {"do": "share", "sequences": n} -> {"ok": true, "share": {}}, where an engine can
     {"do": "quit"} -> the child ends
     whatever fails -> {"ok": false, "error": "..."}
 """
@@ -78,6 +79,8 @@ def _answer(driver: Any, message: dict[str, Any]) -> dict[str, Any]:
         return {"answers": [{"events": t.events, "error": t.error} for t in driver.run(asked)]}
     if message["do"] == "steps":
         return {"points": driver.steps([tuple(point) for point in message["points"]])}
+    if message["do"] == "share":
+        return {"share": driver.share(message["sequences"])}
     raise ValueError(f"unknown message `{message['do']}`")
 
 

@@ -16,7 +16,7 @@ from tests.bench.figures import medians, ratios
 from tests.bench.machine import plain
 
 Record = dict[str, Any]
-# The figure that stands for a workload when engines are compared; all are rates, more is better.
+# The figure that stands for a workload in plots and comparisons. Rates: more is better.
 MAIN = {
     "W1": "decode_tok_s",
     "W2": "prefill_tok_s",
@@ -24,6 +24,8 @@ MAIN = {
     "W4": "output_tok_s",
     "W4s": "output_tok_s",
 }
+# What else is compared: seconds, less is better.
+FIRSTS = {"W1": "first_token_s", "W3": "first_token_p95_s", "W7": "start_s"}
 COLUMNS = (
     ("W1", "decode_tok_s", "W1 tok/s"),
     ("W1", "first_token_s", "first s"),
@@ -33,6 +35,7 @@ COLUMNS = (
     ("W3", "first_token_p95_s", "first p95 s"),
     ("W4", "output_tok_s", "W4 tok/s"),
     ("W4s", "output_tok_s", "W4 staggered"),
+    ("W7", "start_s", "W7 s"),
 )
 
 
@@ -59,16 +62,21 @@ def summary(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
 
 def against(records: Sequence[Record], ours: str, theirs: str) -> dict[str, Any]:
-    """Return workload -> median, least and greatest ratio of the main figure, over rounds both have."""
+    """Return median, least and greatest ratio over rounds that both have; above 1, `ours` is the better.
+
+    By workload for the main figures (rates), by workload and figure for times, of which the inverse is taken.
+    """
     made: dict[str, Any] = {}
-    for workload, figure in MAIN.items():
+    for workload, figure in (*MAIN.items(), *FIRSTS.items()):
         mine = {r["round"]: r["figures"][figure] for r in good(records, ours, workload)}
         other = {r["round"]: r["figures"][figure] for r in good(records, theirs, workload)}
         shared = sorted(mine.keys() & other.keys())
         pairs = [(mine[n], other[n]) for n in shared if math.isfinite(mine[n]) and math.isfinite(other[n])]
         if pairs:
-            middle, least, most = ratios([a for a, _ in pairs], [b for _, b in pairs])
-            made[workload] = {
+            rate = figure.endswith("_tok_s")
+            first, second = (0, 1) if rate else (1, 0)
+            middle, least, most = ratios([p[first] for p in pairs], [p[second] for p in pairs])
+            made[workload if rate else f"{workload} {figure}"] = {
                 "ratio": round(middle, 4),
                 "least": round(least, 4),
                 "most": round(most, 4),
@@ -79,7 +87,7 @@ def against(records: Sequence[Record], ours: str, theirs: str) -> dict[str, Any]
 
 def table(done: dict[str, dict[str, Any]], told: dict[str, dict[str, Any]]) -> str:
     """Return one line per engine: main figures, highest memory, fastest start."""
-    heads = ["engine", *(head for _, _, head in COLUMNS), "peak MiB", "start s", "noisy"]
+    heads = ["engine", *(head for _, _, head in COLUMNS), "peak MiB", "load s", "noisy"]
     rows = [heads]
     for engine, workloads in done.items():
         cells = [_cell(workloads.get(workload, {}).get(figure)) for workload, figure, _ in COLUMNS]
@@ -92,11 +100,13 @@ def table(done: dict[str, dict[str, Any]], told: dict[str, dict[str, Any]]) -> s
 
 def ratio_table(pairs: dict[str, dict[str, Any]]) -> str:
     """Return one line per pair of engines: the median ratio of each workload and its spread."""
-    rows = [["ratio (above 1: the first is faster)", *MAIN]]
+    named = [*MAIN, *(f"{workload} {figure}" for workload, figure in FIRSTS.items())]
+    names = [name for name in named if any(name in workloads for workloads in pairs.values())]
+    rows = [["ratio (above 1: the first is faster)", *names]]
     for pair, workloads in pairs.items():
         cells = [
             f"{w['ratio']:.2f} ({w['least']:.2f}-{w['most']:.2f})" if (w := workloads.get(name)) else "-"
-            for name in MAIN
+            for name in names
         ]
         rows.append([pair, *cells])
     return aligned(rows)
@@ -158,6 +168,13 @@ def extras(document: dict[str, Any]) -> list[str]:
             if terms:
                 told = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
                 made.append(f"W6, {engine}, {kind}: {told}")
+        if share := part.get("share"):
+            whole, own = share["step_s"] * 1e3, share["engine_share"]
+            made.append(
+                f"engine's own part of a step, {engine}: {own:.2%} of {whole:.1f} ms at {share['sequences']}"
+            )
+    for engine, used in document.get("idle", {}).items():
+        made.append(f"idle, {engine}: {used:.2%} of one CPU")
     for engine, starts in document.get("starts", {}).items():
         done = medians(starts)
         rows = [[name, f"{seconds:.2f}"] for name, seconds in sorted(done.items(), key=lambda item: item[1])]

@@ -161,6 +161,37 @@ def turn(
     return record
 
 
+def starts(
+    contestants: Sequence[Contestant], logs: Path, rounds: int, say: Say, repeats: int = REPEATS
+) -> Iterator[dict[str, Any]]:
+    """Yield records of W7: seconds from the start of a driver's process to a model that can be asked.
+
+    Nothing else may be loaded. Who fails is not started again.
+    """
+    lost: set[str] = set()
+    for number in range(1, rounds + 1):
+        for one in contestants:
+            if one.name in lost:
+                continue
+            say(f"round {number} of {rounds}: W7, {one.name}")
+            record: dict[str, Any] = {"engine": one.name, "workload": "W7", "round": number}
+
+            def work(one: Contestant = one) -> dict[str, Any]:
+                child = one.child(logs)
+                try:
+                    told = child.load(one.model, one.options, LOAD_LIMIT_S)
+                    return {"figures": {"start_s": told["start_s"]}, **memory_mib(child.roots)}
+                finally:
+                    child.close()
+
+            try:
+                record |= undisturbed(work, say, repeats)
+            except EngineLost as error:
+                record["error"] = str(error)
+                lost.add(one.name)
+            yield record
+
+
 def interleaved(
     fleet: Fleet,
     contestants: Sequence[Contestant],

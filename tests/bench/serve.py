@@ -7,7 +7,9 @@ Must not know: peers.
 from __future__ import annotations
 
 import math
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +18,9 @@ from typing import Any
 
 from tests.bench import cost, workloads
 from tests.bench.figures import figures, open_loop
+from tests.bench.foreign import sample
 from tests.bench.protocol import EngineLost
+from tests.bench.report import against
 from tests.bench.rounds import (
     LOAD_LIMIT_S,
     REPEATS,
@@ -36,6 +40,8 @@ ALL = ("W1", "W2", "W3", "W4", "W5", "W6", "W7")
 OPEN_REQUESTS = 60  # of one load of W5; percentiles beyond p95 are coarse with fewer
 BURST_REQUESTS = 32  # sent at once to find the capacity that loads are multiples of
 STEPS_LIMIT_S = 3600.0
+SHARE_SEQUENCES = 64  # at which the engine's own part of a step is stated
+IDLE_S = 10.0  # an endpoint that nobody asks is watched for so long
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,14 @@ def jobs(names: Sequence[str], text: Text, *, quick: bool) -> list[Job]:
 def run(plan: Plan, say: Say) -> dict[str, Any]:
     """Measure and return the parts of the document: records, told, open_loop, steps, starts, failures."""
     text = workloads.read_text(plan.model)
-    made: dict[str, Any] = {"records": [], "open_loop": {}, "steps": {}, "starts": {}, "failures": {}}
+    made: dict[str, Any] = {
+        "records": [],
+        "open_loop": {},
+        "steps": {},
+        "starts": {},
+        "idle": {},
+        "failures": {},
+    }
     inside = [ours(plan.model, quantize) for quantize in plan.quantize]
     outside = [ours(plan.model, quantize, http=True) for quantize in plan.quantize]
     with Fleet(plan.logs, text, say) as fleet:
@@ -88,6 +101,7 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
             ("W5", "open_loop", outside, lambda one: _open_loop(fleet, one, text, plan, say)),
             ("W6", "steps", inside, lambda one: _steps(fleet, one, plan, say)),
             ("W7", "starts", outside, lambda one: _starts(fleet, one, plan, say)),
+            ("W7", "idle", outside, lambda one: _idle(fleet, one, plan, say)),
         ]
         for workload, key, contestants, measure in parts:
             for one in contestants if workload in plan.workloads else ():
@@ -96,6 +110,12 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
                 except EngineLost as error:
                     made["failures"][f"{one.name} {workload}"] = str(error)
                     fleet.unload(one.name)
+        # what HTTP costs: the same workload outside and inside, in turn
+        made["ratios"] = {
+            f"{a.name} / {b.name}": against(made["records"], a.name, b.name)
+            for a, b in zip(outside, inside, strict=True)
+            if both
+        }
         return {**made, "told": fleet.told}
 
 
@@ -135,10 +155,13 @@ def _steps(fleet: Fleet, one: Contestant, plan: Plan, say: Say) -> dict[str, Any
         return fleet.ready(one).ask({"do": "steps", "points": points}, STEPS_LIMIT_S)
 
     told = undisturbed(work, say, repeats=0)
+    sequences = 4 if plan.quick else SHARE_SEQUENCES
+    share = fleet.ready(one).ask({"do": "share", "sequences": sequences}, STEPS_LIMIT_S)["share"]
     fleet.unload(one.name)  # its engine made way for a runner of another shape
     return {
         "points": told["points"],
         "terms": cost.explain(told["points"]),
+        "share": share,
         "foreign_share": told["foreign_share"],
         "noisy": told["noisy"],
     }
@@ -171,3 +194,14 @@ def _starts(fleet: Fleet, one: Contestant, plan: Plan, say: Say) -> list[dict[st
 
         made.append(undisturbed(work, say)["phases"])
     return made
+
+
+def _idle(fleet: Fleet, one: Contestant, plan: Plan, say: Say) -> float:
+    """Return the share of one CPU that a healthy endpoint uses while nobody asks anything."""
+    child = fleet.ready(one)
+    say(f"watching {one.name} do nothing")
+    wait_s = 1.0 if plan.quick else IDLE_S
+    before, began_s = [sample(root).own for root in child.roots], time.perf_counter()
+    time.sleep(wait_s)
+    used = sum(sample(root).own for root in child.roots) - sum(before)
+    return used / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - began_s)

@@ -42,7 +42,14 @@ DOCUMENT: dict[str, Any] = {
     "machine": {"cpu": "a cpu", "cores": 2},
     "records": RECORDS,
     "open_loop": {"ours http": {"capacity_per_s": 2.0, "points": [POINT, {**POINT, "load": 2.0}]}},
-    "steps": {"ours": {"points": [STEP], "terms": {"decode": {"fixed_ms": 1.5}, "prefill": None}}},
+    "steps": {
+        "ours": {
+            "points": [STEP],
+            "terms": {"decode": {"fixed_ms": 1.5}, "prefill": None},
+            "share": {"step_s": 0.02, "engine_share": 0.031, "sequences": 64},
+        }
+    },
+    "idle": {"ours http": 0.004},
     "starts": {"ours http": [{"opening": 0.5, "first 200 on /ping": 2.0}]},
 }
 
@@ -56,9 +63,19 @@ def test_medians_are_of_rounds_without_error_and_say_how_many() -> None:
 
 
 def test_ratios_pair_the_rounds_that_both_have() -> None:
-    assert report.against(RECORDS, "ours", "peer") == {
-        "W1": {"ratio": 1.5, "least": 1.0, "most": 2.0, "rounds": 2}
+    assert report.against(RECORDS, "ours", "peer")["W1"] == {
+        "ratio": 1.5,
+        "least": 1.0,
+        "most": 2.0,
+        "rounds": 2,
     }
+
+
+def test_ratios_of_times_are_turned_so_that_above_one_is_better() -> None:
+    made = report.against(RECORDS, "ours", "peer")
+    assert made["W1 first_token_s"]["most"] == 2.0  # 0.2 s against 0.1 s
+    starts = [record("ours", "W7", 1, start_s=4.0), record("peer", "W7", 1, start_s=10.0)]
+    assert report.against(starts, "ours", "peer")["W7 start_s"]["ratio"] == 2.5
 
 
 def test_tables_have_a_line_for_each_engine_and_every_part() -> None:
@@ -69,6 +86,7 @@ def test_tables_have_a_line_for_each_engine_and_every_part() -> None:
     ratios = report.ratio_table({"ours / peer": report.against(RECORDS, "ours", "peer")})
     assert "1.50 (1.00-2.00)" in ratios
     extras = "\n".join(report.extras(DOCUMENT))
+    assert "3.10% of 20.0 ms at 64" in extras and "0.40% of one CPU" in extras
     assert (
         "capacity 2.00 requests/s" in extras and "fixed_ms 1.5" in extras and "first 200 on /ping" in extras
     )

@@ -128,6 +128,15 @@ def test_a_failing_engine_is_named_and_the_others_go_on(
     assert tries == {"good": 4, "short": 2, "absent": 2, "dies": 2}
 
 
+def test_starts_are_timed_from_the_process_on_and_a_failing_one_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares(monkeypatch, 0.0)
+    records = list(rounds.starts([fake("a"), fake("absent", fails=True)], tmp_path, 2, silent))
+    assert [(r["engine"], r["round"]) for r in records] == [("a", 1), ("absent", 1), ("a", 2)]
+    assert records[0]["figures"]["start_s"] > 0 and "lacks what it takes" in records[1]["error"]
+
+
 def test_repeats_of_a_disturbed_run_read_other_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shares(monkeypatch, 0.5)
     seen: list[int] = []

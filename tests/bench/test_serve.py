@@ -26,6 +26,8 @@ def test_every_workload_runs_end_to_end_in_its_quick_form(
     document = json.loads((out / "result.json").read_text())
     assert [point["load"] for point in document["open_loop"]["strongroom none http"]["points"]] == [0.5, 2.0]
     assert len(document["steps"]["strongroom none"]["points"]) > 6
+    assert 0 < document["steps"]["strongroom none"]["share"]["engine_share"] < 1
+    assert document["idle"]["strongroom none http"] >= 0
     phases = document["starts"]["strongroom none http"][0]
     assert 0 < phases["log: listening"] < phases["first 200 on /ping"]
     assert {"opening", "warmup"} & phases.keys()

@@ -48,6 +48,9 @@ class Fake:
             for b, c in points
         ]
 
+    def share(self, sequences: int) -> dict[str, float]:
+        return {"sequences": sequences, "steps": 10, "step_s": 0.01, "engine_share": 0.02}
+
     def close(self) -> None:
         """Nothing was started."""
 

@@ -20,6 +20,7 @@ from tests.bench.stepping import run
 from tests.bench.workloads import WINDOW_TOKENS, Request
 
 CONNECTION = 1
+SHARE_PROMPT, SHARE_OUTPUT = 32, 48  # tokens: mostly steps in which every sequence decodes
 KNOWN = {"quantize", "dtype", "threads", "running_limit", "step_tokens", "sequence_tokens", "kv_mib"}
 
 
@@ -82,6 +83,26 @@ class Ours:
         wide = {"running_limit": batch, "sequence_tokens": context + 64}
         self._runner, _ = build(self._options | wide, self._model, prefix_cache=False)
         return measure(self._runner, points)
+
+    def share(self, sequences: int) -> dict[str, float]:
+        """Return what part of a step is the engine's own work, the scheduler's above all, at `sequences`."""
+        from container.engine.engine import Engine, EngineLimits
+        from tests.bench.drivers.ours_steps import Watched, share_of
+
+        self.close()
+        wide = {"running_limit": sequences, "sequence_tokens": 512}
+        self._runner, _ = build(self._options | wide, self._model)
+        watched = Watched(self._runner)
+        self._engine = Engine(watched, EngineLimits(waiting=4096, waiting_s=3600.0))
+        text = range(3, 3 + sequences * SHARE_PROMPT)
+        most = watched.capacity().vocabulary
+        asked = [
+            Request(
+                tuple(3 + i * 31 % (most - 3) for i in text[n * SHARE_PROMPT :][:SHARE_PROMPT]), SHARE_OUTPUT
+            )
+            for n in range(sequences)
+        ]
+        return share_of(watched, lambda: self.run(asked), sequences)
 
     def close(self) -> None:
         if self._runner is not None:

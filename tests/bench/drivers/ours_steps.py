@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from container.engine.request import SamplingParams
-from container.engine.step import ROW_SAMPLES, Capacity, Runner, SlotAssignment, StepPlan
+from container.engine.step import ROW_SAMPLES, Capacity, Runner, SlotAssignment, StepPlan, StepResult
 
 DECODES = 7  # steps timed at each point, after one that is not
 GREEDY = SamplingParams(temperature=0.0)
@@ -78,6 +80,52 @@ class Filled:
         # any ids do; a multiplier that shares no factor with common vocabulary sizes keeps them apart
         most = self._capacity.vocabulary - 3
         return [3 + (slot * 7919 + place * 104729) % most for place in range(start, start + count)]
+
+
+class Watched:
+    """A runner whose time is added up: what remains of a step is the engine's own."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.ran: list[tuple[int, float, float]] = []  # rows of a step, when it began, when it ended
+
+    def capacity(self) -> Capacity:
+        return self._runner.capacity()
+
+    def run(self, plan: StepPlan) -> StepResult:
+        began_s = time.perf_counter()
+        result = self._runner.run(plan)
+        self.ran.append((plan.rows, began_s, time.perf_counter()))
+        return result
+
+    def reset(self) -> None:
+        self._runner.reset()
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def share_of(watched: Watched, work: Callable[[], object], sequences: int) -> dict[str, float]:
+    """Do `work` and return the share of time between the starts of full steps that the runner did not use.
+
+    A full step is one in which all `sequences` have a row, followed by another such step; between the two
+    lie the engine's commit, the deltas, the next plan. Median over such pairs.
+    """
+    watched.ran.clear()
+    work()
+    whole, idle = [], []
+    for (rows, began_s, ended_s), (later, next_s, _) in pairwise(watched.ran):
+        if rows == later == sequences:
+            whole.append(next_s - began_s)
+            idle.append((next_s - ended_s) / (next_s - began_s))
+    if not whole:
+        raise RuntimeError("the sequences never ran all at once")
+    return {
+        "sequences": sequences,
+        "steps": len(whole),
+        "step_s": median(whole),
+        "engine_share": median(idle),
+    }
 
 
 def measure(runner: Any, points: list[tuple[int, int]]) -> list[dict[str, float]]:
