@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from scripts.progress import progress, say
-from tests.bench import compare, machine, peers, plots, report, serve
+from tests.bench import compare, machine, peers, plots, report, seeded, serve
 from tests.bench.protocol import ROOT
 
 RESULTS = ROOT / "tests" / "bench" / "results"
 QUICK_RESULTS = ROOT / ".cache" / "bench" / "results"  # not for the repository: too short to mean anything
+SEEDED = "seeded:"
 FEWEST_ROUNDS = 3  # medians of fewer are not stated
 
 
@@ -58,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         )
     }
     for name, verb in made.items():
-        verb.add_argument("--model", type=Path, help="a checkpoint directory; default: the demo model")
+        verb.add_argument("--model", help=f"a checkpoint directory, or {_seeded()}; default: the demo model")
         verb.add_argument(
             "--quantize", action="append", help="may be given several times; default: int8-block"
         )
@@ -73,9 +74,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made["compare"].add_argument("a", help="a commit")
     made["compare"].add_argument("b", help="the commit it is measured against")
     options = parser.parse_args(arguments)
+    asked = (options.model or "").removeprefix(SEEDED)
+    if asked != (options.model or "") and asked not in seeded.SHAPES:
+        parser.error(f"--model: no such seeded model; choose {_seeded()}")
     if options.rounds < FEWEST_ROUNDS and not options.quick:
         parser.error(f"--rounds must be at least {FEWEST_ROUNDS} (or give --quick)")
     return options
+
+
+def _seeded() -> str:
+    return " or ".join(SEEDED + name for name in seeded.SHAPES)
 
 
 def _names(known: Sequence[str]) -> Any:
@@ -90,21 +98,27 @@ def _names(known: Sequence[str]) -> Any:
 
 def plan_of(options: argparse.Namespace) -> serve.Plan:
     """Return what is to be measured; converts the demo model the first time it is needed."""
-    model = options.model
-    if model is None:
-        from scripts.demo import CACHE
-        from scripts.demo_model import ensure_checkpoint
-
-        with progress("preparing the model") as told:
-            model = ensure_checkpoint(CACHE, told)
     return serve.Plan(
-        model=model.absolute(),
+        model=model_of(options.model).absolute(),
         quantize=tuple(options.quantize or ("int8-block",)),
         workloads=options.workloads,
         rounds=1 if options.quick else options.rounds,
         quick=options.quick,
         logs=ROOT / ".cache" / "bench" / "logs",
     )
+
+
+def model_of(given: str | None) -> Path:
+    """Return the checkpoint directory that `--model` names; what has to be made is made once."""
+    name = None if given is None else given.removeprefix(SEEDED)
+    if given is not None and name == given:
+        return Path(given)
+    from scripts.demo import CACHE
+    from scripts.demo_model import ensure_checkpoint
+
+    with progress("preparing the model") as told:
+        demo = ensure_checkpoint(CACHE, told)
+    return demo if name is None else seeded.ensure(name, demo, CACHE)
 
 
 def settings_of(plan: serve.Plan) -> dict[str, Any]:

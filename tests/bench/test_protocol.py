@@ -54,6 +54,16 @@ def test_a_driver_that_cannot_load_says_why_and_stays_in_reach(tmp_path: Path) -
         assert child.load(tmp_path, {}, LIMIT_S)["ok"]
 
 
+def test_limits_of_the_shell_do_not_reach_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("UNRELATED", "stays")
+    child = Child([sys.executable, "-m", "tests.bench.drivers.fake"], tmp_path / "log", {"GIVEN": "too"})
+    environment = Path(f"/proc/{child.roots[0]}/environ").read_bytes().split(b"\0")
+    child.close()
+    assert b"UNRELATED=stays" in environment and b"GIVEN=too" in environment
+    assert not any(entry.startswith(b"OMP_NUM_THREADS") for entry in environment)
+
+
 def test_an_unknown_message_is_answered_as_a_failure(tmp_path: Path) -> None:
     with fake(tmp_path) as (child, _), pytest.raises(EngineLost, match="unknown message `sing`"):
         child.ask({"do": "sing"}, LIMIT_S)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import __main__ as bench
+from tests.bench.protocol import ROOT
 from tests.bench.tiny_model import write_checkpoint
 
 
@@ -46,6 +47,7 @@ def test_every_workload_runs_end_to_end_in_its_quick_form(
         ["peers", "--peers", "nobody"],
         ["peers", "--workloads", "W5"],
         ["compare", "HEAD"],
+        ["serve", "--model", "seeded:nothing"],
         ["serve", "--rounds", "2"],
         [],
     ],
@@ -65,7 +67,7 @@ def test_what_is_too_short_to_mean_anything_stays_out_of_the_repository(tmp_path
         bench.parse(["peers", "--model", str(model), *more]) for more in (["--quick"], ["--rounds", "3"])
     )
     assert bench.folder_of(full, bench.plan_of(full)) == bench.RESULTS / "peers-smollm2-135m-instruct"
-    assert bench.folder_of(quick, bench.plan_of(quick)).is_relative_to(bench.ROOT / ".cache")
+    assert bench.folder_of(quick, bench.plan_of(quick)).is_relative_to(ROOT / ".cache")
     assert (bench.plan_of(quick).rounds, bench.plan_of(quick).repeats) == (1, 0)
 
 
