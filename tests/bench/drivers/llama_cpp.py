@@ -79,7 +79,7 @@ def set_up(model: Path, precision: str = "q8_0") -> Ready:
 
 
 def _unpack(place: Place) -> None:
-    place.pip("download", "--no-deps", "--no-binary", ":all:", "--dest", str(place.folder), SOURCE)
+    place.pip("download", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", str(place.folder), SOURCE)
     archives = sorted(place.folder.glob("llama_cpp_python-*.tar.gz"))
     if not archives:
         raise SetupFailed("the source distribution was not downloaded")

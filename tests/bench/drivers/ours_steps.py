@@ -18,6 +18,7 @@ from container.engine.request import SamplingParams
 from container.engine.step import ROW_SAMPLES, Capacity, Runner, SlotAssignment, StepPlan, StepResult
 
 DECODES = 7  # steps timed at each point, after one that is not
+ROOM = 128  # positions that decoding adds to a sequence over all points of a context
 GREEDY = SamplingParams(temperature=0.0)
 
 
@@ -28,10 +29,24 @@ class Filled:
         self._runner = runner
         self._capacity: Capacity = runner.capacity()
         self._number = 0
-        self._next_block = 1
-        self._blocks = [0] * self._capacity.slots  # of each slot, in its table
+        self._free = list(range(self._capacity.blocks, 0, -1))  # a stack; blocks are 1..blocks
+        self._tables: list[list[int]] = [[] for _ in range(self._capacity.slots)]
+        self._released: list[int] = []  # slots the runner has not been told to free
         self.computed = [0] * self._capacity.slots
         self.prefills: list[dict[str, float]] = []
+
+    def fits(self, slots: int, context: int) -> bool:
+        """Return whether the pool holds `slots` sequences of `context` positions and what decoding adds."""
+        blocks = -(-(context + ROOM) // self._capacity.block_tokens)
+        return slots * blocks <= self._capacity.blocks and slots <= self._capacity.slots
+
+    def keep(self, slots: int) -> None:
+        """Forget all but the first `slots` sequences."""
+        for slot in range(slots, len(self.computed)):
+            if self.computed[slot]:
+                self._released.append(slot)
+                self._free += self._tables[slot]
+                self._tables[slot], self.computed[slot] = [], 0
 
     def reach(self, slots: int, context: int) -> None:
         """Compute the first `slots` sequences up to `context` positions, in steps of one sequence each.
@@ -56,6 +71,8 @@ class Filled:
     def _step(self, rows: list[tuple[int, int]], *, sample: bool) -> float:
         self._number += 1
         plan = StepPlan(self._number)
+        plan.releases.extend(self._released)
+        self._released = []
         for slot, count in rows:
             start = self.computed[slot]
             if start == 0:
@@ -68,10 +85,10 @@ class Filled:
             plan.flags.append(ROW_SAMPLES if sample else 0)
             plan.tokens.extend(self._ids(slot, start, count))
             self.computed[slot] = start + count
-            while self._blocks[slot] * self._capacity.block_tokens < start + count:
-                plan.table.extend((slot, self._blocks[slot], self._next_block))
-                self._next_block += 1
-                self._blocks[slot] += 1
+            table = self._tables[slot]
+            while len(table) * self._capacity.block_tokens < start + count:
+                plan.table.extend((slot, len(table), self._free[-1]))
+                table.append(self._free.pop())
         began_s = time.perf_counter()
         self._runner.run(plan)
         return time.perf_counter() - began_s
@@ -132,12 +149,15 @@ def measure(runner: Any, points: list[tuple[int, int]]) -> list[dict[str, float]
     """Return batch, context, tokens, pairs and the median seconds of a step, decodes first, then prefills.
 
     `context` is what each sequence had before the step. Points are taken in order of context, largest batch
-    first, so that each sequence only ever grows.
+    first, so that each sequence only ever grows; those that no further point needs are let go of. Points that
+    the runner's pool cannot hold are left out.
     """
     filled = Filled(runner)
     measured = []
     for context in sorted({c for _, c in points}):
-        for batch in sorted((b for b, c in points if c == context), reverse=True):
+        batches = sorted((b for b, c in points if c == context and filled.fits(b, c)), reverse=True)
+        filled.keep(max(batches, default=0))
+        for batch in batches:
             filled.reach(batch, context)
             filled.decode(batch)
             begun = sum(filled.computed[:batch])
