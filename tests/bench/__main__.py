@@ -16,6 +16,7 @@ from typing import Any
 from scripts.progress import progress, say
 from tests.bench import compare, machine, peers, plots, report, seeded, serve
 from tests.bench.protocol import ROOT
+from tests.bench.rounds import FOREIGN_LIMIT
 
 RESULTS = ROOT / "tests" / "bench" / "results"
 QUICK_RESULTS = ROOT / ".cache" / "bench" / "results"  # not for the repository: too short to mean anything
@@ -129,7 +130,7 @@ def settings_of(plan: serve.Plan) -> dict[str, Any]:
         "workloads": list(plan.workloads),
         "rounds": plan.rounds,
         "quick": plan.quick,
-        "foreign_limit": 0.03,
+        "foreign_limit": FOREIGN_LIMIT,
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (128, 512, 2048, 8192)
 POOL_TOKENS = 32768  # tokens held at once: bounds memory and the time spent filling
-STEP_ROOM = 48  # tokens that decoding adds to a sequence over all its points
+STEP_ROOM = 128  # positions that decoding adds to a sequence over all points of a context
 Point = dict[str, float]
 
 
@@ -23,7 +23,7 @@ def grid(window: int, *, quick: bool = False) -> list[tuple[int, int]]:
     batches = BATCHES[:3] if quick else BATCHES
     contexts = (32, 64) if quick else CONTEXTS
     # the longest of the grid shrinks to what a model with a shorter window can hold
-    fitting = sorted({min(context, window - STEP_ROOM * 4) for context in contexts})
+    fitting = sorted({min(context, window - STEP_ROOM) for context in contexts})
     return [(batch, context) for context in fitting for batch in batches if batch * context <= POOL_TOKENS]
 
 

@@ -2,8 +2,8 @@
 
 Owns: which engine is loaded, which one may compute, repeats of disturbed runs.
 Must not know: what an engine is.
-Invariant: only one engine computes at any time, the others are stopped or unloaded; no record is dropped: a
-run that stayed disturbed is kept and marked, one that failed is kept with its error.
+Invariant: only one engine computes at any time, the others are stopped, idle or unloaded; no record is
+dropped: a run that stayed disturbed is kept and marked, one that failed is kept with its error.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Contestant:
     need_mib: float = 2500.0
     root: Path = ROOT
     notes: str = ""
+    pauses: bool = True  # False: it watches its own processes and would take a pause for a hang; it idles
 
     def child(self, logs: Path) -> Child:
         """Start the driver's process, nothing loaded."""
@@ -68,8 +69,8 @@ class Fleet:
 
     def ready(self, one: Contestant) -> Child:
         """Return the child of `one`, loaded, warm and alone in running; raises EngineLost."""
-        for name, (_, child) in self._loaded.items():
-            if name != one.name:
+        for name, (other, child) in self._loaded.items():
+            if name != one.name and other.pauses:
                 child.pause()
         if one.name not in self._loaded:
             self._make_room(one.need_mib)

@@ -65,7 +65,8 @@ def ours(model: Path, quantize: str, *, http: bool = False) -> Contestant:
     """Return our engine with one quantization, in process or behind its endpoint."""
     name = f"strongroom {quantize}" + (" http" if http else "")
     module = "ours_http" if http else "ours"
-    return Contestant(name, module, Path(sys.executable), model, {"quantize": quantize})
+    options = {"quantize": quantize}
+    return Contestant(name, module, Path(sys.executable), model, options, pauses=not http)
 
 
 def jobs(names: Sequence[str], text: Text, *, quick: bool) -> list[Job]:

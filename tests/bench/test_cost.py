@@ -47,7 +47,7 @@ def test_prefill_and_decode_are_explained_apart_and_too_few_points_not_at_all() 
 
 
 def test_the_grid_fits_the_window_and_the_pool() -> None:
-    full = cost.grid(8192 + 192)
+    full = cost.grid(8192 + cost.STEP_ROOM)
     assert {b for b, _ in full} == {1, 2, 4, 8, 16, 32, 64, 128} and {c for _, c in full} >= {128, 8192}
     for window in (512, 2048, 8192):
         for batch, context in cost.grid(window):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,14 @@ def test_only_the_engine_whose_turn_it_is_may_compute(tmp_path: Path) -> None:
         states = [process_fields(child.roots[0]) for child in (first, second)]
         assert states[0] is not None and states[0][0] == "T"
         assert states[1] is not None and states[1][0] != "T"
+
+
+def test_a_server_that_watches_itself_is_never_stopped(tmp_path: Path) -> None:
+    with Fleet(tmp_path, TEXT, silent) as fleet:
+        server = fleet.ready(replace(fake("server"), pauses=False))
+        fleet.ready(fake("other"))
+        fields = process_fields(server.roots[0])
+        assert fields is not None and fields[0] != "T"
 
 
 def test_a_failing_engine_is_named_and_the_others_go_on(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import __main__ as bench
+from tests.bench import serve
 from tests.bench.protocol import ROOT
 from tests.bench.tiny_model import write_checkpoint
 
@@ -26,7 +27,9 @@ def test_every_workload_runs_end_to_end_in_its_quick_form(
     assert inside["W1"]["decode_tok_s"] > 0 and outside["W3"]["output_tok_s"] > 0
     document = json.loads((out / "result.json").read_text())
     assert [point["load"] for point in document["open_loop"]["strongroom none http"]["points"]] == [0.5, 2.0]
-    assert len(document["steps"]["strongroom none"]["points"]) > 6
+    points = document["steps"]["strongroom none"]["points"]
+    assert {(p["batch"], p["context"]) for p in points} >= {(b, c) for b in (1, 2, 4) for c in (32, 64)}
+    assert document["steps"]["strongroom none"]["terms"]["decode"]["points"] == 6
     assert 0 < document["steps"]["strongroom none"]["share"]["engine_share"] < 1
     assert document["idle"]["strongroom none http"] >= 0
     phases = document["starts"]["strongroom none http"][0]
@@ -69,6 +72,11 @@ def test_what_is_too_short_to_mean_anything_stays_out_of_the_repository(tmp_path
     assert bench.folder_of(full, bench.plan_of(full)) == bench.RESULTS / "peers-smollm2-135m-instruct"
     assert bench.folder_of(quick, bench.plan_of(quick)).is_relative_to(ROOT / ".cache")
     assert (bench.plan_of(quick).rounds, bench.plan_of(quick).repeats) == (1, 0)
+
+
+def test_our_endpoint_whose_supervisor_knows_a_hang_is_not_paused(tmp_path: Path) -> None:
+    assert serve.ours(tmp_path, "none").pauses
+    assert not serve.ours(tmp_path, "none", http=True).pauses
 
 
 def test_a_run_without_figures_or_with_a_failure_of_ours_is_not_ok() -> None:

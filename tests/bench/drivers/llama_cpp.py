@@ -24,7 +24,7 @@ from tests.bench.http_load import Dialect, load
 from tests.bench.protocol import serve
 from tests.bench.workloads import WINDOW_TOKENS, Request
 
-NEED_MIB = 2500
+NEED_MIB = 1500
 SOURCE = "llama-cpp-python==0.3.36"
 SLOTS = 32
 START_S = 120.0

@@ -76,11 +76,11 @@ class Ours:
 
     def steps(self, points: list[tuple[int, int]]) -> list[dict[str, float]]:
         """Return the time of steps at each (batch, context) on a runner of their own."""
-        from tests.bench.drivers.ours_steps import measure
+        from tests.bench.drivers.ours_steps import ROOM, measure
 
         self.close()
         batch, context = max(b for b, _ in points), max(c for _, c in points)
-        wide = {"running_limit": batch, "sequence_tokens": context + 64}
+        wide = {"running_limit": batch, "sequence_tokens": context + ROOM}
         self._runner, _ = build(self._options | wide, self._model, prefix_cache=False)
         return measure(self._runner, points)
 

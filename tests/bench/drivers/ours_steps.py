@@ -16,9 +16,10 @@ from typing import Any
 
 from container.engine.request import SamplingParams
 from container.engine.step import ROW_SAMPLES, Capacity, Runner, SlotAssignment, StepPlan, StepResult
+from tests.bench.cost import STEP_ROOM
 
 DECODES = 7  # steps timed at each point, after one that is not
-ROOM = 128  # positions that decoding adds to a sequence over all points of a context
+ROOM = STEP_ROOM
 GREEDY = SamplingParams(temperature=0.0)
 
 

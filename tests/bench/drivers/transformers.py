@@ -18,7 +18,7 @@ from tests.bench.figures import Timed
 from tests.bench.protocol import serve
 from tests.bench.workloads import Request
 
-NEED_MIB = 6000
+NEED_MIB = 4000
 PACKAGES = ("transformers==5.23.0", "accelerate", "psutil")
 OPEN_S = 600.0
 BLOCKS = 64  # of 256 tokens each; left alone it takes most of the machine's memory for KV

@@ -17,7 +17,7 @@ from tests.bench.protocol import serve
 from tests.bench.stepping import run
 from tests.bench.workloads import WINDOW_TOKENS, Request
 
-NEED_MIB = 7000
+NEED_MIB = 5500
 SLOTS = 32
 KV_GIB = 2
 UNFIT = ("torchvision", "torchaudio", "torchcodec")  # of builds that do not match a CPU torch
