@@ -58,6 +58,7 @@ def test_limits_of_the_shell_do_not_reach_an_engine(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("UNRELATED", "stays")
     child = Child([sys.executable, "-m", "tests.bench.drivers.fake"], tmp_path / "log", {"GIVEN": "too"})
+    child.load(tmp_path, {}, LIMIT_S)  # by then it is a process of its own
     environment = Path(f"/proc/{child.roots[0]}/environ").read_bytes().split(b"\0")
     child.close()
     assert b"UNRELATED=stays" in environment and b"GIVEN=too" in environment
