@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 ROOT = Path(__file__).parent.parent
 START_LIMIT_S = 240.0  # SageMaker's default window for the first healthy ping
@@ -64,11 +65,13 @@ class Endpoint:
         port: int | None = None,
         environment: dict[str, str] | None = None,
         progress: Callable[[str], None] = lambda _: None,
+        log: IO[str] | None = None,
     ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.start_s = 0.0
         self._progress = progress
+        self._log = log  # where the server writes; None: to our stderr
         self._environment = {
             "STRONGROOM_MODEL": str(model_dir),
             "STRONGROOM_SERVED_NAME": "smollm2-135m-instruct",
@@ -86,7 +89,8 @@ class Endpoint:
             cwd=ROOT,
             env=inherited | self._environment,
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
+            stdout=self._log or sys.stderr,
+            stderr=self._log,
         )
         try:
             self._wait_until_healthy(began)

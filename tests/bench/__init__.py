@@ -1,0 +1,1 @@
+"""How fast it is, beside others: workloads, one driver per engine, rounds in turn, report."""
