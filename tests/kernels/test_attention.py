@@ -27,9 +27,9 @@ from tests.kernels.paged import (
 
 SHAPE = AttentionShape(9, 3, 64, 0.125)
 # Sums of up to 128 products and 800 weights in float32 against float64: the error of a score of size s is
-# about s / 2^22 and becomes a relative error of weights; values are of size 1 to 3. Measured: at most 2e-6 for
-# inputs of size 1 and 6e-5 for those of size 3, whose scores are nine times as large. A wrong key or a mask
-# one position off changes results by more than 1e-3.
+# about s / 2^22 and becomes a relative error of weights; values are of size 1 to 3. Measured: at most 2e-6
+# for inputs of size 1 and 6e-5 for those of size 3, whose scores are nine times as large. A wrong key or a
+# mask one position off changes results by more than 1e-3.
 TOLERANCE = {1.0: 1e-5, 3.0: 3e-4}
 
 
