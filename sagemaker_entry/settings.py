@@ -147,7 +147,7 @@ class Settings:
     )
     kv_dtype: str = _setting(
         "auto",
-        "How keys and values are stored. `auto`: bfloat16 under native operators, else as computed.",
+        "How keys and values are stored. `auto`: as computed. The others need native operators.",
         choices=("auto", "float32", "bfloat16", "int8"),
     )
     quantize: str = _setting(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,14 @@ def test_the_build_makes_the_library_and_tells_what_lacks(
     monkeypatch.setattr(build_hook, "SOURCES", broken)
     with pytest.raises(RuntimeError, match="do not compile"):
         build_hook.build(target)
+
+
+def test_the_wheel_carries_the_library_and_is_of_this_machine(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, timeout=200)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith(f"-py3-none-linux_{platform.machine()}.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        names = packed.namelist()
+    assert "container/kernels/libstrongroom.so" in names
+    assert not any(name.startswith("tests/") for name in names)
