@@ -9,10 +9,15 @@ sequence is never looked up, since without computing it there would be no logits
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from container.engine.blocks import BlockPool, Published
 from container.engine.prefix import block_bytes, extend
 from container.engine.sequence import Sequence
+
+WORTH_WAITING: Final = (
+    2  # half of what a sequence would compute itself; a common preamble is not worth a step
+)
 
 
 class PrefixCache:
@@ -41,6 +46,36 @@ class PrefixCache:
                 break
             hits.append(block)
         return hits
+
+    def coming(
+        self, sequence: Sequence, hits: int, running: Iterable[Sequence]
+    ) -> tuple[Sequence, int] | None:
+        """Return who computes more of the sequence's first tokens than the `hits` blocks found, and how many.
+
+        None where nobody among `running` is about to, or where too little would be saved.
+        """
+        size = self._pool.block_tokens
+        most, provider = hits, None
+        if not self.may_hit(sequence):
+            return None
+        for other in running:
+            if other.remaining > 1 and other.root == sequence.root and other.computed // size <= hits:
+                shared = self._shared(sequence, other, hits)
+                if shared > most:
+                    most, provider = shared, other
+        if provider is None or (most - hits) * size * WORTH_WAITING < sequence.total - hits * size:
+            return None
+        return provider, most * size
+
+    def _shared(self, sequence: Sequence, other: Sequence, known: int) -> int:
+        """Return how many of the blocks that `sequence` may take are the same in `other`, beyond `known`."""
+        blocks = min(self.hit_blocks(sequence), other.total // self._pool.block_tokens)
+        for each in (sequence, other):
+            extend(each.keys, each.root, each.history, self._pool.block_tokens, blocks)
+        shared = known
+        while shared < blocks and sequence.keys[shared] == other.keys[shared]:
+            shared += 1
+        return shared
 
     def completed(self, rows: Iterable[tuple[Sequence, int]]) -> list[tuple[Sequence, int, Published]]:
         """Return the blocks these rows complete, each content once, without what is published already.

@@ -1,6 +1,6 @@
 """Who computes how many tokens in the next step.
 
-Owns: running sequences, slots, the order of relief when blocks are short, siblings that wait for a prompt.
+Owns: running sequences, slots, the order of relief when blocks are short, who waits for another's prompt.
 Must not know: what a token means, stop rules, when guessing pays, clients, time. Standard library only.
 Invariant: nothing else moves a sequence or touches its blocks; between steps a running sequence holds exactly
 the blocks of its computed tokens, and all together compute at most `resident_tokens`.
@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import Final
 
 from container.engine.blocks import BlockPool
+from container.engine.holding import Holding
 from container.engine.planning import Outline, Step, build
 from container.engine.prefix_cache import PrefixCache
 from container.engine.sequence import Sequence, State
@@ -53,7 +54,7 @@ class Scheduler:
         self.queue = TenantQueues(capacity.step_tokens)
         self.running: list[Sequence] = []  # oldest first
         self.forget_counts()
-        self._held: dict[Sequence, list[Sequence]] = {}  # first choice: its siblings
+        self._holding = Holding()
         self._slots = list(range(running_limit))  # a heap: the lowest free slot is taken first
         self.speculation = Speculation(capacity)
         self._overhanging: dict[
@@ -65,7 +66,7 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Sequences that have been accepted and do not run."""
-        return len(self.queue) + sum(map(len, self._held.values()))
+        return len(self.queue) + len(self._holding)
 
     @property
     def full(self) -> bool:
@@ -82,27 +83,24 @@ class Scheduler:
         first, *siblings = choices
         aside = self._cache.may_hit(first) and self._cache.hit_blocks(first) > 0
         self._enqueue(first)
-        if not aside:
-            for sibling in siblings:
+        for sibling in siblings:
+            if aside:
+                self._holding.put(sibling, first, first.prompt_tokens)
+            else:
                 self._enqueue(sibling)
-        elif siblings:
-            for sibling in siblings:
-                sibling.move(State.HELD)
-            self._held[first] = siblings
 
     def remove(self, sequence: Sequence) -> None:
         """Finish a sequence in whatever state it is and free what it holds."""
         if sequence.state is State.RUNNING:
             self._unseat(sequence)
         elif sequence.state is State.HELD:
-            for siblings in self._held.values():
-                if sequence in siblings:
-                    siblings.remove(sequence)
+            self._holding.discard(sequence)
         elif sequence.state is not State.FINISHED:
             self.queue.discard(sequence)
         sequence.move(State.FINISHED)
         self.queue.refund(sequence)
-        self._release_siblings(sequence)
+        for waiter in self._holding.orphans(sequence):
+            self._enqueue(waiter)
 
     def forget_counts(self) -> None:
         """Count preemptions and prefix hits from zero."""
@@ -166,8 +164,8 @@ class Scheduler:
             if sequence not in failed:
                 self._settle(sequence, len(drafts), accepted.get(sequence, 0))
         for sequence, _ in step.rows:
-            if sequence.computed >= sequence.prompt_tokens:
-                self._release_siblings(sequence)
+            for waiter in self._holding.ready(sequence):
+                self._enqueue(waiter)
 
     def _settle(self, sequence: Sequence, drafts: int, accepted: int) -> None:
         """Count what was accepted of a row's drafts and take back the rest."""
@@ -187,8 +185,7 @@ class Scheduler:
         assert ages == sorted(set(ages)), "running sequences are not in order of arrival"
         seats = [sequence.slot for sequence in self.running]
         assert sorted([*seats, *self._slots]) == list(range(self._limit)), "a slot is lost or taken twice"  # type: ignore[type-var]
-        for first in self._held:
-            assert first.state is not State.FINISHED, "siblings wait for a choice that has ended"
+        self._holding.check()
         held = sum(sequence.computed for sequence in self.running)
         assert held <= self._resident_limit, "running sequences hold more tokens than the runner has room for"
         assert all(s in self.running for s in self._overhanging), "drafts are left of who does not run"
@@ -237,6 +234,12 @@ class Scheduler:
             if sequence is None:
                 return
             hits = self._cache.find(sequence)
+            coming = self._cache.coming(sequence, len(hits), self.running)
+            if coming is not None and sequence.state is State.WAITING:
+                # Others go first meanwhile; computing the same prompt at the same time would help nobody.
+                self.queue.discard(sequence)
+                self._holding.put(sequence, *coming)
+                continue
             needed = self.pool.blocks_for(sequence.total + 1) - len(hits)
             supply = self.pool.available - self.pool.count_cached(hits) - owed
             if self.running and supply < needed + self._watermark():
@@ -382,7 +385,3 @@ class Scheduler:
         self.pool.release(sequence.table)
         self._overhanging.pop(sequence, None)
         sequence.forget_computed()
-
-    def _release_siblings(self, first: Sequence) -> None:
-        for sibling in self._held.pop(first, ()):
-            self._enqueue(sibling)

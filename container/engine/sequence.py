@@ -4,7 +4,7 @@ Owns: the table of legal states, token history, how much of it has keys and valu
 Must not know: other sequences, policy, the runner. Standard library only.
 Invariant: `computed` <= `total` = prompt + generated; only a RUNNING sequence holds a slot and blocks.
 
-    NEW ---> ASIDE ---> HELD ---> WAITING ---> RUNNING ---> FINISHED    every queued state may go to FINISHED
+    NEW ---> ASIDE ---> HELD <--> WAITING ---> RUNNING ---> FINISHED    every queued state may go to FINISHED
      |         |         ^          ^           |   ^
      |         +---------|----------+           v   |
      +-------------------+----------+         PREEMPTED
@@ -32,7 +32,7 @@ class State(enum.Enum):
 
     NEW = "new"  # made, not queued yet
     ASIDE = "aside"  # its grammar is being compiled
-    HELD = "held"  # a sibling waiting for the first choice's prompt, to take it from the prefix cache
+    HELD = "held"  # another computes a prompt it begins with: it will take that from the prefix cache
     WAITING = "waiting"
     RUNNING = "running"  # owns a slot and blocks
     PREEMPTED = "preempted"  # waits again; its tokens are kept, its keys and values are computed anew
@@ -44,7 +44,7 @@ LEGAL: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
         State.NEW: frozenset({State.ASIDE, State.HELD, State.WAITING}),
         State.ASIDE: frozenset({State.HELD, State.WAITING, State.FINISHED}),
         State.HELD: frozenset({State.WAITING, State.FINISHED}),
-        State.WAITING: frozenset({State.RUNNING, State.FINISHED}),
+        State.WAITING: frozenset({State.HELD, State.RUNNING, State.FINISHED}),
         State.RUNNING: frozenset({State.PREEMPTED, State.FINISHED}),
         State.PREEMPTED: frozenset({State.RUNNING, State.FINISHED}),
         State.FINISHED: frozenset(),

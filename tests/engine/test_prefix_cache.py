@@ -134,7 +134,7 @@ def test_a_block_is_published_only_when_the_step_that_wrote_it_is_done():
     bench = Bench(step_tokens=9)
     bench.submit(request(1, PROMPT))
     bench.step()
-    bench.submit(request(2, PROMPT))
+    bench.submit(request(2, [*PROMPT[:12], *range(10)]))
     bench.step()
     second = bench.runner.plans[1]
     assert list(second.starts) == [8, 8]  # the block that the first row writes is not taken by the second
@@ -153,10 +153,10 @@ def test_a_cancelled_prefill_leaves_only_whole_confirmed_blocks():
 
 def test_equal_prompts_in_one_step_are_saved_once():
     bench = Bench()
-    bench.submit(request(1, PROMPT[:14], 3), request(2, PROMPT[:14], 3))
+    bench.submit(request(1, PROMPT[:14], 3), request(2, [*PROMPT[:4], *range(10)], 3))
     bench.step()
     assert len(bench.runner.plans[0].counts) == 2
-    assert len(bench.runner.plans[0].saves) == 3 * 3
+    assert len(bench.runner.plans[0].saves) == 3 * (3 + 2)
     bench.run()
     bench.check_complete()
 
@@ -244,3 +244,97 @@ def test_siblings_survive_the_preemption_of_the_first_choice():
     bench.run()
     bench.check_complete()
     assert bench.engine.stats().preemptions > 0
+
+
+def computed_tokens(bench: Bench) -> int:
+    return sum(sum(plan.counts) for plan in bench.runner.plans)
+
+
+def held(bench: Bench) -> set[int]:
+    waiting = bench.engine._scheduler._holding._waiting
+    return {waiter.key.id for waiters in waiting.values() for waiter in waiters}
+
+
+def test_prompts_that_arrive_together_compute_what_they_share_once():
+    bench = Bench(step_tokens=10)
+    for id in range(6):
+        bench.submit(request(id, [*PROMPT, id], max_tokens=1))
+    bench.step()
+    assert held(bench) == {1, 2, 3, 4, 5}
+    bench.run()
+    bench.check_complete()
+    assert [bench.choice(id).cached_tokens for id in range(6)] == [0, 20, 20, 20, 20, 20]
+    assert computed_tokens(bench) == 23 + 5 * 3
+
+
+def test_who_waits_for_a_shared_prompt_waits_no_longer_than_until_it_is_there():
+    """The first one's prompt goes on for long after the part that both have."""
+    bench = Bench(step_tokens=9, sequence_tokens=128)
+    bench.submit(request(1, [*PROMPT[:20], *range(60)], max_tokens=1), request(2, PROMPT, max_tokens=1))
+    bench.step()
+    assert held(bench) == {2}
+    while held(bench):
+        bench.step()
+    assert sum(bench.runner.plans[at].counts[0] for at in range(len(bench.runner.plans))) < 32
+    bench.run()
+    bench.check_complete()
+    assert bench.choice(2).cached_tokens == 20
+
+
+def test_others_go_on_while_equal_prompts_wait():
+    bench = Bench(step_tokens=12)
+    bench.submit(request(1, PROMPT), request(2, PROMPT), request(3, 4, max_tokens=1))
+    deltas = bench.step()
+    assert held(bench) == {2}
+    assert {delta.key.id for delta in deltas} == {3}
+    bench.run()
+    bench.check_complete()
+
+
+def test_a_common_preamble_is_not_worth_waiting_for():
+    bench = Bench(step_tokens=64)
+    bench.submit(request(1, PROMPT), request(2, [*PROMPT[:8], *range(12)]))
+    bench.step()
+    assert len(bench.runner.plans[0].counts) == 2
+    bench.run()
+    bench.check_complete()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_who_waited_for_a_prompt_that_never_came_computes_it(how):
+    bench = Bench(step_tokens=9)
+    if how == "failed":
+        bench.runner.bad_rows = lambda plan: {0} if plan.number == 3 else set()
+    bench.submit(request(1, PROMPT), request(2, PROMPT), request(3, PROMPT))
+    bench.step()
+    assert held(bench) == {2, 3}
+    if how == "cancelled":
+        bench.engine.cancel(RequestKey(0, 1))
+        bench.engine.check()
+    bench.run()
+    for id in (2, 3):
+        bench.check_complete(id)
+
+
+def test_one_that_waits_for_another_s_prompt_can_be_cancelled():
+    bench = Bench(step_tokens=9)
+    bench.submit(request(1, PROMPT), request(2, PROMPT, choices=2), request(3, PROMPT))
+    bench.step()
+    assert held(bench) == {2, 3}
+    bench.engine.cancel(RequestKey(0, 2))
+    bench.engine.check()
+    assert held(bench) == {3}
+    bench.run()
+    bench.check_complete(1)
+    bench.check_complete(3)
+    assert bench.engine.stats().waiting == 0
+
+
+def test_nobody_waits_for_another_tenant_s_prompt():
+    bench = Bench(step_tokens=64)
+    bench.submit(request(1, PROMPT, tenant="a"), request(2, PROMPT, tenant="b"))
+    bench.submit(request(3, PROMPT, tenant="a", cache_salt="x"))
+    bench.step()
+    assert not held(bench)
+    bench.run()
+    bench.check_complete()

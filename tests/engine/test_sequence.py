@@ -19,6 +19,7 @@ ARROWS = {
     (State.ASIDE, State.FINISHED),
     (State.HELD, State.WAITING),
     (State.HELD, State.FINISHED),
+    (State.WAITING, State.HELD),
     (State.WAITING, State.RUNNING),
     (State.WAITING, State.FINISHED),
     (State.RUNNING, State.PREEMPTED),
