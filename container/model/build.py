@@ -61,7 +61,7 @@ class ModelFacts:
     fused: dict[str, int] = field(default_factory=dict)  # modules replaced, by surgery.Part
     quantize: str = "none"  # the scheme, one of quantize_choose.Scheme
     quantize_reason: str = ""  # why this one
-    operators: str = "torch"  # that compute a step: torch's, or the fused native ones
+    operators: str = "torch"  # torch | products (native, of int8 blocks) | fused (whole steps are native)
     quantized: str = ""  # what was quantized and what was left, in counts
 
 
@@ -317,10 +317,10 @@ class _Start:
         reason: ProbeReason | None,
         prepared: Preparation,
         *,
-        operators: str = "torch",
+        operators: str | None = None,
     ) -> ModelFacts:
         return ModelFacts(
-            operators=operators,
+            operators=operators or ("torch" if prepared.native is None else "products"),
             runner="native" if reason is None else "compat",
             reason=reason,
             architecture=loaded.architecture,

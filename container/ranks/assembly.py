@@ -121,7 +121,7 @@ def summary_of(facts: ModelFacts) -> str:
     quantized = f" ({facts.quantized})" if facts.quantize != "none" else ""
     return (
         f"{runner}, {facts.dtype}; quantization {facts.quantize}: {facts.quantize_reason}{quantized}; "
-        f"fused: {fused}"
+        f"fused: {fused}; operators: {facts.operators}"
     )
 
 

@@ -92,7 +92,7 @@ def test_the_common_form_runs_fused_and_every_other_as_before() -> None:
         if kind in FUSED:
             assert begin(tiny_source(kind))[1].operators == "fused", kind
     for kind in ("phi3", "gemma", "gemma2", "cohere", "olmo2", "gpt2", "qwen3_moe", "smollm3"):
-        assert begin(tiny_source(kind))[1].operators == "torch", kind
+        assert begin(tiny_source(kind))[1].operators == "products", kind
 
 
 @pytest.mark.parametrize("kind", FUSED)
@@ -100,7 +100,7 @@ def test_a_fused_model_computes_what_its_modules_do(kind: str, monkeypatch: pyte
     """Without quantized activations, which in another order of sums round otherwise: 1e-5 is all of fp32."""
     runner, _ = begin(tiny_source(kind))
     other, facts = without_fusing(monkeypatch, tiny_source(kind))
-    assert facts.operators == "torch"
+    assert facts.operators == "products"
     with plain_activations():
         expected = replayed(modules(other).logits)
     assert apart(replayed(plain(runner).logits), expected) < 1e-5
@@ -147,7 +147,7 @@ def test_a_model_whose_logits_differ_gets_its_weights_back(monkeypatch: pytest.M
     answers = iter([False])
     monkeypatch.setattr(probe, "agree", lambda *given: next(answers, True) and agree(*given))
     runner, facts = begin(tiny_source("qwen2"))
-    assert (facts.operators, facts.runner) == ("torch", "native")
+    assert (facts.operators, facts.runner) == ("products", "native")
     ours = replayed(modules(runner).logits)
     theirs = replayed(modules(expected).logits)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -167,8 +167,8 @@ def test_a_deviation_in_any_part_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
     for change, operators in (
         (lambda layer: layer, "fused"),
-        (lambda layer: replace(layer, mlp_norm=layer.mlp_norm * 1.01), "torch"),
-        (scale_off, "torch"),
+        (lambda layer: replace(layer, mlp_norm=layer.mlp_norm * 1.01), "products"),
+        (scale_off, "products"),
     ):
         monkeypatch.setattr(fused, "Weights", altered(change))
         assert begin(tiny_source("llama"))[1].operators == operators
@@ -205,7 +205,7 @@ def test_weights_are_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_experts_and_odd_layers_are_multiplied_natively_too(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("qwen3_moe", "gpt2", "gemma2"):
         runner, facts = begin(tiny_source(kind))
-        assert facts.operators == "torch"
+        assert facts.operators == "products"
         forms = {type(m.form) for m in runner.packed._model.modules() if hasattr(m, "form")}
         assert NativeInt8 in forms, kind
         with monkeypatch.context() as patched:

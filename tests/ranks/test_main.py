@@ -48,10 +48,13 @@ def test_the_operator_is_told_the_quantization_and_why_and_no_name() -> None:
         quantized="210 linear layers",
     )
     assert summary_of(facts) == (
-        "compat (no_hook), float32; quantization int8-block: does not fit (210 linear layers); fused: 30 qkv"
+        "compat (no_hook), float32; quantization int8-block: does not fit (210 linear layers); "
+        "fused: 30 qkv; operators: torch"
     )
     plain = replace(facts, runner="native", reason=None, quantize="none", quantize_reason="it fits", fused={})
-    assert summary_of(plain) == "native, float32; quantization none: it fits; fused: nothing"
+    assert (
+        summary_of(plain) == "native, float32; quantization none: it fits; fused: nothing; operators: torch"
+    )
 
 
 def test_the_line_about_the_model_comes_once_it_is_loaded() -> None:
