@@ -172,3 +172,12 @@ def test_what_no_scheme_touches_is_counted_in_full() -> None:
 def test_settings_can_be_read_without_torch() -> None:
     code = "import container.model.quantize_choose, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_blocks_are_chosen_on_a_cpu_only_where_they_may_be_or_must() -> None:
+    ample = Facts("cpu", None, frozenset({"avx2"}), 100 * GIB, 10 * GIB, block_kernel=True)
+    assert choose("auto", ample).scheme is Scheme.INT8_BLOCK
+    unasked = replace(ample, blocks_unasked=False)
+    assert choose("auto", unasked).scheme is Scheme.NONE
+    assert choose("auto", replace(unasked, memory_bytes=9 * GIB)).scheme is Scheme.INT8_BLOCK
+    assert choose("int8-block", unasked).scheme is Scheme.INT8_BLOCK

@@ -298,7 +298,7 @@ def test_the_setting_chooses_the_parts() -> None:
     assert parts("on") == parts("auto", "cuda") == ALL_PARTS
     assert parts("auto") == CPU_PARTS
     assert parts("off") == frozenset()
-    with pytest.raises(SizingError, match="choose auto, on or off"):
+    with pytest.raises(SizingError, match="choose one of auto, on, off"):
         parts("all")
 
 

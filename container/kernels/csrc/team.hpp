@@ -3,7 +3,8 @@
 // Owns: the threads, how they wait for work and for each other, how they share out the parts of an operator.
 // Must not know: what is computed.
 // Invariant: every thread of a team calls the same operators in the same order; `barrier` and `parts` are
-// collective. Between two steps the threads sleep: they spin for SPIN_US at most.
+// collective. Whoever waits longer than SPIN_US sleeps: its core is then free for the one it waits for, who may have
+// lost his to another process.
 #pragma once
 
 #include <atomic>
@@ -64,9 +65,18 @@ class Team {
   static constexpr int TURNS = 4;  // part counters in use at once: a barrier lies between uses of the same one
 
   const int size_;
-  Line arrived_, generation_;
+  struct alignas(64) Signal {
+    std::atomic<std::uint32_t> value{0};  // what is waited for to change
+    std::atomic<int> sleepers{0};
+  };
+  static void raise(Signal& signal, std::uint32_t value);
+  template <class Done>
+  static void await(Signal& signal, Done&& done);
+
+  Line arrived_;
+  Signal generation_, finished_;
   Line next_[TURNS];
-  Line started_, finished_;
+  Line started_;
   std::atomic<bool> ending_{false};
   const std::function<void(Member&)>* body_ = nullptr;
   std::mutex mutex_;
