@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from container.kernels.library import AttentionLayer, Native, Paging
+from container.kernels.operators import AttentionLayer, Native, Paging
 
 MAX_DIM: Final = 256  # ATTENTION_MAX_DIM: bounds the operator's stack
 MAX_PAGE_TOKENS: Final = 64  # ATTENTION_MAX_PAGE_TOKENS

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from container.kernels import library
+from container.kernels import operators
 from container.kernels.attention import SCRATCH_FLOATS, AttentionRow, AttentionShape, PageLayout, packed_rows
 from container.kernels.int8 import ArrangedInt8
-from container.kernels.library import Native
+from container.kernels.operators import Native
 
 LANES: Final = 8
 
@@ -79,8 +79,8 @@ class FusedDecoder:
         self._positions = weights.cosines.shape[0]
         self._check()
         layers = [self._layer(number, layer) for number, layer in enumerate(weights.layers)]
-        self._layers = (library.DecoderLayer * len(layers))(*layers)
-        self._decoder = library.Decoder(
+        self._layers = (operators.DecoderLayer * len(layers))(*layers)
+        self._decoder = operators.Decoder(
             self._hidden,
             self._intermediate,
             len(layers),
@@ -99,7 +99,7 @@ class FusedDecoder:
         )
         self._attention = torch.empty(SCRATCH_FLOATS)
         self._room = 0
-        self._scratch = library.Scratch()
+        self._scratch = operators.Scratch()
         self._held: list[Tensor] = []
 
     def _check(self) -> None:
@@ -129,8 +129,8 @@ class FusedDecoder:
         assert _readable(weights.cosines, table) and _readable(weights.sines, table), "the rotations"
         assert weights.head.inputs == self._hidden, "the head does not fit"
 
-    def _layer(self, number: int, layer: Layer) -> library.DecoderLayer:
-        return library.DecoderLayer(
+    def _layer(self, number: int, layer: Layer) -> operators.DecoderLayer:
+        return operators.DecoderLayer(
             self._layout.native_layer(number, layer.attention),
             layer.attention_norm.data_ptr(),
             layer.mlp_norm.data_ptr(),
@@ -158,14 +158,14 @@ class FusedDecoder:
         values = torch.empty(tokens, widest, dtype=torch.int16)
         scales = torch.empty(tokens, -(-widest // 32))
         self._held = [x, spread, narrow, values, scales, own, own_values, own_scales]
-        self._scratch = library.Scratch(
+        self._scratch = operators.Scratch(
             x.data_ptr(),
             spread.data_ptr(),
             narrow.data_ptr(),
-            library.Activations(values.data_ptr(), scales.data_ptr()),
+            operators.Activations(values.data_ptr(), scales.data_ptr()),
             widest,
             own.data_ptr(),
-            library.Activations(own_values.data_ptr(), own_scales.data_ptr()),
+            operators.Activations(own_values.data_ptr(), own_scales.data_ptr()),
             self._attention.data_ptr(),
             self._attention.numel(),
         )
@@ -193,7 +193,7 @@ class FusedDecoder:
         packed = packed_rows(rows, tokens, self._layout.page_tokens)
         self._make_room(tokens)
         logits = torch.empty(len(chosen), self._weights.head.padded_outputs)
-        step = library.DecoderStep(
+        step = operators.DecoderStep(
             tokens,
             len(packed),
             len(chosen),

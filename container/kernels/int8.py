@@ -19,7 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from container.kernels.library import Activations, Int8Weight, Native
+from container.kernels.operators import Activations, Int8Weight, Native
 
 BLOCK: Final = 32
 GROUP: Final = 8

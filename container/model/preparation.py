@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from container.kernels.library import Native, NativeMissing, library
+from container.kernels.operators import Native, NativeMissing, library
 from container.model import probe, shape, surgery
 from container.model.load import LoadedModel, empty_model
 from container.model.quantize import Report, quantize

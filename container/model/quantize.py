@@ -27,7 +27,7 @@ from container.model.quantize_modules import PackedExperts, PackedLinear, Packed
 
 HEAD_NAMES: Final = frozenset({"lm_head", "embed_out", "output_projection"})
 # The head too, where it is read at every step and costs little: on the demo model int8 blocks there raise KL
-# from 0.0032 to 0.0043 and spare a step a quarter of the bytes it reads.
+# from 0.0032 to 0.0043; a step then reads 143 MB instead of 226.
 WITH_HEAD: Final = frozenset({Scheme.INT8_BLOCK})
 ROUTER_NAMES: Final = frozenset({"gate", "router", "wg", "shared_expert_gate"})
 ENTRY_NAMES: Final = ("gate_up_proj", "up_proj")  # the first weight of experts, with a gate and without

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from container.kernels import int8
 from container.kernels.int8 import ArrangedInt8
-from container.kernels.library import Native
+from container.kernels.operators import Native
 from container.model.quantize_blocks import Int8Block
 from container.model.quantize_format import Multiplier
 from container.model.quantize_modules import PackedWeight

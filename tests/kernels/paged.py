@@ -12,7 +12,7 @@ from torch import Tensor
 
 from container.kernels import attention_reference as reference
 from container.kernels.attention import AttentionRow, AttentionShape, PageLayout, attention
-from container.kernels.library import Native
+from container.kernels.operators import Native
 
 LAYER = 1  # of two, so that offsets matter
 STALE = 255  # what fills pages first: NaN in float32 and bfloat16

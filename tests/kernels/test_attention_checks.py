@@ -22,7 +22,7 @@ from container.kernels.attention import (
     attention,
     packed_rows,
 )
-from container.kernels.library import Native, Row
+from container.kernels.operators import Native, Row
 
 SHAPE = AttentionShape(4, 2, 16, 0.25)
 LAYOUT = PageLayout.of([(2, 16)], 16, KVType.FLOAT32)

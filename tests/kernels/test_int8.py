@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from container.kernels import int8
-from container.kernels.library import Native
+from container.kernels.operators import Native
 from container.model.quantize_blocks import Int8Block, quantize_activations
 
 FORM = Int8Block()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from container.kernels.attention import KVType
-from container.kernels.library import Native, NativeMissing
+from container.kernels.operators import Native, NativeMissing
 from container.model import fused, preparation, probe
 from container.model.build import ModelFacts
 from container.model.fused import FusedModel

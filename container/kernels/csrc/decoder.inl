@@ -45,9 +45,11 @@ struct Pass {
   };
 
   // A lone row is prepared by every thread for itself, which costs less than waiting for the one who does.
+  float* own_rows() const { return scratch.own_rows + member.rank() * scratch.widest; }
+
   Input own() const {
-    const std::int64_t at = static_cast<std::int64_t>(member.rank()) * scratch.widest;
-    return {scratch.own_rows + at, {scratch.own_quantized.values + at, scratch.own_quantized.scales + at / BLOCK}};
+    const std::int64_t at = member.rank() * scratch.widest;
+    return {own_rows(), {scratch.own_quantized.values + at, scratch.own_quantized.scales + at / BLOCK}};
   }
 
   // Norms `count` rows and quantizes them in one go; row i is source(i).
@@ -55,9 +57,10 @@ struct Pass {
   Input norm(int count, const float* weight, Source&& source) {
     const int hidden = decoder.hidden;
     const Input input = count == 1 ? own() : Input{scratch.narrow, scratch.quantized};
+    float* rows = count == 1 ? own_rows() : scratch.narrow;
     const auto prepare = [&](int row) {
       const std::int64_t at = static_cast<std::int64_t>(row) * hidden;
-      float* to = const_cast<float*>(input.rows) + at;
+      float* to = rows + at;
       normalize(source(row), weight, hidden, decoder.epsilon, to);
       if (!decoder.plain) quantize_row(to, hidden, input.quantized.values + at, input.quantized.scales + at / BLOCK);
     };

@@ -24,7 +24,7 @@ struct Quad {
 #endif
 };
 
-// Products of products, two of each output's in neighbouring lanes.
+// Running sums of products, two of each output's in neighbouring lanes.
 struct Products {
   i8 low, high;
 };
@@ -41,7 +41,7 @@ static inline Quad load_quad(const std::int8_t* from) {
   return quad;
 }
 
-// Adds the products of four inputs to the products, exactly.
+// Adds the products of four inputs to the sums, exactly.
 static inline void add_products(Products& products, const Quad& weight, const std::int16_t* activation) {
 #if defined(__AVX2__)
   long long four;

@@ -2,9 +2,9 @@
 //
 // Owns: the threads, how they wait for work and for each other, how they share out the parts of an operator.
 // Must not know: what is computed.
-// Invariant: every thread of a team calls the same operators in the same order; `barrier` and `parts` are
-// collective. Whoever waits longer than SPIN_US sleeps: its core is then free for the one it waits for, who may have
-// lost his to another process.
+// Invariant: every thread of a team calls the same operators in the same order; `barrier` and `share` are
+// collective. Whoever waits longer than SPIN_US sleeps: its core is then free for the thread it waits for, which may
+// have lost its own to another process.
 #pragma once
 
 #include <atomic>
@@ -31,8 +31,8 @@ class Member {
   void barrier();
 
   // Calls work(part) for the parts 0..count-1 that fall to this thread. Parts go to whoever is free, so that a
-  // thread that lost its core for a while does not hold up the others. `barrier` must follow before the
-  // results of other threads are read, and before the next call of `share` on the same `turn`.
+  // thread that lost its core for a while does not hold up the others. `barrier` must follow before
+  // the results of other threads are read, and before the next call of `share`.
   template <class Work>
   void share(int count, Work&& work);
 

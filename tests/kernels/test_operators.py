@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from container.kernels import build_hook, int8, library
-from container.kernels.library import Native, NativeMissing
+from container.kernels import build_hook, int8, operators
+from container.kernels.operators import Native, NativeMissing
 
 
 def test_the_widest_set_the_machine_has_is_used_and_can_be_limited() -> None:
@@ -66,13 +66,13 @@ def test_an_idle_team_uses_no_cpu_time() -> None:
 
 
 def test_a_package_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    library.library.cache_clear()
-    monkeypatch.setattr(library, "LIBRARY", tmp_path / "libstrongroom.so")
+    operators.library.cache_clear()
+    monkeypatch.setattr(operators, "LIBRARY", tmp_path / "libstrongroom.so")
     try:
         with pytest.raises(NativeMissing, match="not built"):
             Native(1)
     finally:
-        library.library.cache_clear()
+        operators.library.cache_clear()
 
 
 def test_the_build_makes_the_library_and_tells_what_lacks(
