@@ -97,6 +97,30 @@ class HttpRequest(Request):  # type: ignore[misc]  # gunicorn has no types
         return next((value for key, value in self.headers if key == name), None)
 
 
+class Joining:
+    """A socket that keeps the first piece for the second: headers and body leave in one packet.
+
+    Two would wake the client twice, and cost this process a second call.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self._kept: bytes | None = None
+        self._first = True
+
+    def sendall(self, data: bytes) -> None:
+        if self._first:
+            self._first, self._kept = False, data
+            return
+        kept, self._kept = self._kept, None
+        self._sock.sendall(data if kept is None else kept + data)
+
+    def flush(self) -> None:
+        """Send what is kept: nothing follows it."""
+        if self._kept is not None:
+            self.sendall(b"")
+
+
 class Reply(wsgi.Response):  # type: ignore[misc]
     """The library's response without the `Server` header.
 
@@ -110,6 +134,10 @@ class Reply(wsgi.Response):  # type: ignore[misc]
         if not self.exchange.body.consumed or self.exchange.draining():
             self.force_close()
         return [line for line in super().default_headers() if not line.startswith("Server:")]
+
+    def close(self) -> None:
+        super().close()
+        self.sock.flush()
 
 
 class Connection:
@@ -211,6 +239,7 @@ class Connection:
             request, self._sock, self._address, self._listener_name, self._host.cfg, response_class=Reply
         )
         reply.exchange = exchange
+        reply.sock = Joining(self._sock)
         environ[ENVIRON_KEY] = exchange
         environ["wsgi.input"] = None  # bodies are read through the exchange only
         self._body = body

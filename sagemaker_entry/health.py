@@ -1,6 +1,6 @@
 """What /ping says and whether requests are taken: the engine's page, the drain flag, the text model.
 
-Owns: the verdict in HTTP terms. Must not know: requests, load: a full queue is healthy.
+Owns: the verdict in HTTP terms. Must not know: requests. A full queue is healthy.
 Invariant: an answer costs a few memory reads and never waits for anyone.
 """
 
@@ -46,6 +46,10 @@ class Health:
         if verdict in (Verdict.READY, Verdict.STARTING, Verdict.LOADING) and not restarted:
             return ApiError(Code.LOADING, retry_after_s=RETRY_AFTER_S)
         return ApiError(Code.ENGINE_DOWN, retry_after_s=RETRY_AFTER_S)
+
+    def full_s(self) -> int:
+        """Return 0 while the engine has room, else the seconds after which a client should try again."""
+        return self._reader.read().full_s
 
     def phase(self) -> dict[str, str]:
         """Return where loading is, for the body of a red /ping."""

@@ -65,6 +65,8 @@ class Replies:
         dialect: Dialect | None = None
         run: Run | None = None
         try:
+            if len(body) > LARGE_BODY_BYTES:
+                self._service.check_room()  # small ones are read first, to be refused in their own words
             dialect, parsed = self._understand(route, body)
             if isinstance(parsed, ApiError):
                 raise parsed

@@ -1,8 +1,9 @@
 """From a validated request to a run on the engine, and the facts about the model that validation needs.
 
-Owns: order of admission: ready, tokenize, window, submit. One per worker.
+Owns: order of admission: ready, room, tokenize, window, submit. One per worker.
 Must not know: HTTP, dialects, sockets.
-Invariant: a request that cannot run alone is refused before the engine hears of it.
+Invariant: a request that cannot run alone is refused before the engine hears of it; what a full engine would
+refuse costs no tokenizing.
 """
 
 from __future__ import annotations
@@ -66,12 +67,18 @@ class Model(Tokenizing, AnswerModel, Protocol):
 
 
 class Service:
-    """Starts runs. `text` is given once it has loaded."""
+    """Starts runs. `text` is given once it has loaded.
 
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+    `full_s` tells whether the engine has room, without asking it: 0, or the seconds to try again after.
+    """
+
+    def __init__(
+        self, settings: Settings, engine: Engine, metrics: Metrics, full_s: Callable[[], int] = lambda: 0
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._metrics = metrics
+        self._full_s = full_s
         self._known: tuple[Welcome, ModelLimits] | None = None
         self.text: Model | None = None
         self._loaded = Event()
@@ -124,8 +131,14 @@ class Service:
         """Return how many sequences the engine runs at once."""
         return reach(self._engine.welcome).running_limit
 
+    def check_room(self) -> None:
+        """Raise ApiError OVERLOADED while the engine would refuse a newcomer; it has the last word."""
+        if full_s := self._full_s():
+            raise ApiError(Code.OVERLOADED, retry_after_s=full_s)
+
     def start(self, request: GenerationRequest, exchange: Exchange) -> Run:
         """Tokenize and submit `request`; raises ApiError, or ClientLeft when nobody waits any more."""
+        self.check_room()
         settings, model, limits = self._settings, self.model, self.limits()
         seconds = settings.stream_deadline_s if request.stream else settings.request_deadline_s
         served = reach(self._engine.welcome).grammar

@@ -50,8 +50,8 @@ def build(
     load_text: LoadText = TextModel.load,
 ) -> Any:
     """Return the WSGI callable; raises SystemExit when the key file cannot be read."""
-    service = Service(settings, engine or EngineClient(door_fd), metrics)
     health = Health(HeartbeatReader(heartbeat_fd), metrics)
+    service = Service(settings, engine or EngineClient(door_fd), metrics, health.full_s)
     facts = ServerFacts(package_version(), fingerprint(settings), settings.max_concurrent_requests)
     try:
         key = read_key(settings.api_key_file)

@@ -164,7 +164,4 @@ def facts_of(config: Any, dtype: torch.dtype) -> Facts:
         head_tied=not embedded.keys().isdisjoint(heads),
         weight_bytes=dtype.itemsize,
         block_kernel=native_operators(),
-        # Not before an endpoint at four times its capacity keeps nine tenths of it, as it does unquantized:
-        # with the native operators' speed the front's share of the cores grew, and it kept 0.69 to 0.93.
-        blocks_unasked=False,
     )

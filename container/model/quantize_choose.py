@@ -82,7 +82,6 @@ class Facts:
     head_tied: bool = False  # it is the embedding too, which stays beside its blocks
     weight_bytes: int = 2  # of one unquantized weight
     block_kernel: bool = False  # a native kernel multiplies int8 blocks
-    blocks_unasked: bool = True  # `auto` may choose them where nothing else requires it
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +155,6 @@ def _asked(scheme: Scheme, facts: Facts) -> Choice:
 
 def _on_cpu(facts: Facts) -> Choice:
     wide = bool(facts.flags & WIDE_CPU_FLAGS)
-    if wide and facts.block_kernel and not facts.blocks_unasked and _fits(Scheme.NONE, facts, KV_SHARE):
-        return Choice(Scheme.NONE, "it fits unquantized; `int8-block` is faster and costs some quality")
     if wide and facts.block_kernel:
         return _eight_bits(Scheme.INT8_BLOCK, facts, "native int8 blocks on this CPU")
     lack = "there is no native kernel for int8 blocks" if wide else "this CPU has neither AVX2 nor AVX-512"

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 PAGE_BYTES: Final = 4096
-MAGIC: Final = 0x5354524F4E470004  # "STRONG", version 4
+MAGIC: Final = 0x5354524F4E470005  # "STRONG", version 5
 READ_TRIES: Final = 20  # a write takes microseconds; then the answer matters more than its consistency
 READ_PAUSE_S: Final = 0.0005  # lets a descheduled writer finish
 _MAGIC_WORD, _SEQUENCE_WORD, _FIRST_FIELD = 0, 1, 2
@@ -96,6 +96,7 @@ class Snapshot:
     refused: int = 0
     in_flight: int = 0
     failed_steps: int = 0
+    full_s: int = 0  # there is no room; the seconds after which to try again, 0 while there is
     ranks: int = 0  # processes that hold the model together
 
 

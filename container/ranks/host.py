@@ -95,6 +95,7 @@ class EngineLike(Protocol):
     def step(self) -> list[SequenceDelta]: ...
     def drain(self) -> None: ...
     def stats(self) -> StatsLike: ...
+    def refusal(self, ahead: int) -> Refused | None: ...
 
 
 class IoFailed(Exception):
@@ -299,6 +300,7 @@ class Host:
     def _beat(self) -> None:
         stats = self._engine.stats()
         now_ns = time.monotonic_ns()
+        full = self._engine.refusal(ahead=0)
         progress = {"progress_ns": now_ns} if self._progressed or not self._engine.has_work else {}
         self._page.write(
             state=self._state,
@@ -327,5 +329,6 @@ class Host:
             failed=stats.failed,
             cancelled=stats.cancelled,
             failed_steps=stats.failed_steps,
+            full_s=0 if full is None else full.retry_after_s or 1,
             **progress,
         )

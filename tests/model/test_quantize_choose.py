@@ -174,10 +174,8 @@ def test_settings_can_be_read_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_blocks_are_chosen_on_a_cpu_only_where_they_may_be_or_must() -> None:
+def test_blocks_are_chosen_on_a_cpu_that_has_an_operator_for_them() -> None:
     ample = Facts("cpu", None, frozenset({"avx2"}), 100 * GIB, 10 * GIB, block_kernel=True)
     assert choose("auto", ample).scheme is Scheme.INT8_BLOCK
-    unasked = replace(ample, blocks_unasked=False)
-    assert choose("auto", unasked).scheme is Scheme.NONE
-    assert choose("auto", replace(unasked, memory_bytes=9 * GIB)).scheme is Scheme.INT8_BLOCK
-    assert choose("int8-block", unasked).scheme is Scheme.INT8_BLOCK
+    assert choose("auto", replace(ample, block_kernel=False)).scheme is Scheme.NONE
+    assert choose("auto", replace(ample, flags=frozenset())).scheme is Scheme.NONE

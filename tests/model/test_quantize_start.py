@@ -56,8 +56,8 @@ def test_facts_tell_the_scheme_the_reason_and_the_counts() -> None:
     assert "14 linear layers" in facts.quantized
     assert "1 left (output)" in facts.quantized
     _, facts = start(replace(CONFIG, quantize="auto"), tiny_source("llama"))
-    assert facts.quantize == "none"
-    assert "`int8-block` is faster" in facts.quantize_reason
+    assert facts.quantize == "int8-block"
+    assert facts.quantize_reason == "native int8 blocks on this CPU"
 
 
 def test_compat_serves_a_quantized_model_too() -> None:

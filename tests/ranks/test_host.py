@@ -105,6 +105,16 @@ def test_the_surplus_is_refused_while_a_step_runs_and_not_at_its_end():
         assert tokens_of(collect(submit(client, [6]))) == [6] * 4  # room again
 
 
+def test_the_page_says_when_there_is_no_room():
+    with serving(FakeEngine(limit=2, step_s=0.02)) as s, closing(s.client()) as client:
+        assert s.page.read().full_s == 0
+        both = [submit(client, [n], max_tokens=20) for n in (1, 2)]
+        wait_until(lambda: s.page.read().full_s == 7)
+        for submission in both:
+            collect(submission)
+        wait_until(lambda: s.page.read().full_s == 0)
+
+
 def test_every_choice_of_a_refused_request_is_ended():
     with serving(FakeEngine(limit=0)) as s, Raw(s) as front:
         front.send(add(1, [1], choices=3))

@@ -5,6 +5,7 @@ It answers with the prompt's own tokens, over and over. Words in the prompt stee
     wait=50      milliseconds between tokens         eos=3     end of sequence after 3 tokens
     error=CODE   an error delta ...                  at=2      ... after 2 tokens
     die=2        the process ends after 2 tokens     full=1    refused: queue full, retry after 7 s
+    crowd=9      while this lasts the page says there is no room, retry after 9 s
     say=HEX      these tokens, four digits each, then end of sequence, instead of the prompt's
 """
 
@@ -187,6 +188,7 @@ class FakeEngine:
             steps=self.seen["tokens"] + 1,
             kv_total_blocks=100,
             kv_used_blocks=len(self._requests),
+            full_s=max((request.number("crowd", 0) for request in self._requests), default=0),
         )
 
     def _write_status(self) -> None:

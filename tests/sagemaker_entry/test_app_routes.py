@@ -230,6 +230,27 @@ def test_a_failed_stream_ends_normally_where_the_operator_said_so(guarded: Serve
     assert b"[DONE]" not in reply
 
 
+def test_while_the_engine_has_no_room_requests_are_refused_without_asking_it(guarded: Server) -> None:
+    crowd = {"prompt": "ab crowd=9 wait=50 ", "max_tokens": 20}
+    thread = threading.Thread(target=guarded.invoke, args=(crowd,), kwargs=key())
+    thread.start()
+    while guarded.engine["running"] < 1:
+        time.sleep(0.01)
+    time.sleep(0.2)  # the page is written between two steps
+    asked = guarded.engine["adds"]
+    status, headers, reply = guarded.request("POST", "/invocations", {"inputs": "ab"}, key())
+    assert (status, headers["Retry-After"]) == (429, "9")
+    assert json.loads(reply)["error_type"] == "overloaded", "not in the words of the dialect that asked"
+    status, _, _ = guarded.request("POST", "/invocations", {"inputs": "ab", "parameters": 3}, key())
+    assert status == 422, "what is wrong with a request is said all the same"
+    assert guarded.engine["adds"] == asked
+    assert guarded.ping() == 200
+    thread.join()
+    deadline = time.monotonic() + 5
+    while guarded.request("POST", "/invocations", {"inputs": "ab"}, key())[0] != 200:
+        assert time.monotonic() < deadline, "there is room again, and nobody is let in"
+
+
 def test_more_requests_than_places_are_answered_429_at_once(guarded: Server) -> None:
     body = {"prompt": "ab wait=50 ", "max_tokens": 10}
     threads = [threading.Thread(target=guarded.invoke, args=(body,), kwargs=key()) for _ in range(2)]

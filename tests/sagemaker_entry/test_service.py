@@ -16,6 +16,7 @@ from container.ranks.submission import DeltaTimeout, EngineBusy, EngineGone, Eng
 from container.text.model import TextModel
 from sagemaker_entry import metrics, model_files
 from sagemaker_entry.body import BodyLimits, BodyReader
+from sagemaker_entry.dialects.choose import Route
 from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.exchange import ClientLeft, Exchange
 from sagemaker_entry.generation import (
@@ -32,6 +33,7 @@ from sagemaker_entry.generation import (
 from sagemaker_entry.lifetime import End, Lifetime
 from sagemaker_entry.metrics import Metrics
 from sagemaker_entry.prompts import output_tokens, token_ids
+from sagemaker_entry.replies import LARGE_BODY_BYTES, Replies
 from sagemaker_entry.service import Service
 from sagemaker_entry.settings import Settings
 from tests.sagemaker_entry.harness import write_model
@@ -192,6 +194,26 @@ def test_an_engine_that_cannot_be_reached_is_the_servers_error(
     service = serving(engine, text, page)
     engine.failure = failure
     assert code_of(service.start, request(), exchange()) is code
+
+
+def test_a_full_engine_is_asked_nothing_and_no_prompt_is_tokenized_for_it(page: Metrics) -> None:
+    full = [9]
+    service = Service(Settings(model="/m"), FakeEngine([]), page, lambda: full[0])
+    with pytest.raises(ApiError) as caught:
+        service.start(request(), exchange())
+    assert (caught.value.code, caught.value.retry_after_s) == (Code.OVERLOADED, 9)
+    full[0] = 0
+    service.check_room()
+
+
+def test_a_large_body_is_not_read_only_to_be_refused(page: Metrics) -> None:
+    service = Service(Settings(model="/m"), FakeEngine([]), page, lambda: 9)
+    replies = Replies(Settings(model="/m"), service, page, "auto", "fp")
+    answer = replies.generate(Route.INVOCATIONS, b'{"messages": 3}', exchange())
+    assert answer.status_code == 400, "what is wrong with a small one is said all the same"
+    with pytest.raises(ApiError) as caught:
+        replies.generate(Route.INVOCATIONS, b'{"messages": 3}' + b" " * LARGE_BODY_BYTES, exchange())
+    assert caught.value.code is Code.OVERLOADED
 
 
 def test_a_request_whose_client_has_left_never_reaches_the_engine(text: TextModel, page: Metrics) -> None:

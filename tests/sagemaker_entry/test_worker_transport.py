@@ -199,6 +199,14 @@ def test_head_answers_without_a_body(server: Server) -> None:
     assert reply.endswith(b"\r\n\r\n")
 
 
+def test_headers_and_body_leave_together(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(post("/invocations", GENERATE))
+        head, _, body = client.recv(65536).partition(b"\r\n\r\n")
+    assert status_of(head) == 200
+    assert body, "the client was woken for headers alone"
+
+
 def test_a_large_body_below_the_limit_is_read_whole(server: Server) -> None:
     padded = GENERATE + b" " * (20 * 1024 * 1024)
     status, _, _ = server.request("POST", "/invocations", padded, {"Content-Type": "application/json"})
