@@ -29,6 +29,7 @@ from container.model.source import ModelSource, SourceError, StoredTensor, read_
 # transformers and torch change settings of the process while a model is built: default dtype, default device,
 # random numbers, hooks. One model at a time, then, when ranks are threads.
 BUILDING: Final = threading.RLock()
+EXPERTS: Final = ".experts."  # in the name of a weight that is stacked with those of other experts
 REFERENCE_ATTENTIONS: Final = ("sdpa", "eager")  # in order of speed; not every model has the first
 
 
@@ -122,7 +123,7 @@ def load(
     config = read_config(source)
     cls = model_class(config)
     progress("reading weights")
-    tensors = {name: _Unread(stored) for name, stored in source.stored()}
+    tensors = {name: _Unread(stored, stacked=EXPERTS in name) for name, stored in source.stored()}
     progress("building model")
     with BUILDING:
         building = _Building(rank, size, finish)
@@ -145,12 +146,28 @@ def load(
 class _Unread:
     """Stands for a tensor in a state dict; transformers indexes it with `...` when it wants the values."""
 
-    def __init__(self, stored: StoredTensor) -> None:
+    def __init__(self, stored: StoredTensor, *, stacked: bool) -> None:
         self._stored = stored
+        self._stacked = stacked
         self.shape = stored.shape
 
-    def __getitem__(self, _: Any) -> Tensor:
-        return self._stored.read()
+    def __getitem__(self, _: Any) -> Tensor | _AsStored:
+        values = self._stored.read()
+        return _AsStored(values) if self._stacked else values
+
+
+class _AsStored:
+    """Values that keep the dtype they are stored in until their stack arrives: it is converted once, and cut.
+
+    Converted one by one, all of them and their stack would be there together, in the wider dtype.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:  # noqa: ARG002
+        """What transformers calls next."""
+        return self._values.to(device=device)
 
 
 class _Building:

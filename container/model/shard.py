@@ -43,7 +43,7 @@ class Arrival:
         self._model = model
         self._layout = layout
         self._finish = finish
-        self._pending: dict[tuple[int, str], str] = {}
+        self._pending: dict[tuple[int, str], tuple[str, torch.dtype]] = {}
         self._left = dict.fromkeys(layout.layers, 0)
         self._ripe: list[str] = []
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
@@ -51,7 +51,7 @@ class Arrival:
         for prefix, module in model.named_modules():
             for leaf, parameter in module.named_parameters(prefix, recurse=False):
                 if parameter is not None and leaf not in tied:
-                    self._pending[id(module), leaf.rpartition(".")[2]] = leaf
+                    self._pending[id(module), leaf.rpartition(".")[2]] = (leaf, parameter.dtype)
                     layer = self._layer_of(leaf)
                     if layer is not None:
                         self._left[layer] += 1
@@ -65,8 +65,8 @@ class Arrival:
         """Return the part to keep of `parameter`, or None to keep all of it."""
         if parameter is None or parameter.is_meta:
             return None
-        name = self._pending.pop((id(module), leaf), None)
-        if name is None:
+        name, dtype = self._pending.pop((id(module), leaf), (None, None))
+        if name is None or dtype is None:
             return None
         self._finish_ripe()
         layer = self._layer_of(name)
@@ -74,17 +74,19 @@ class Arrival:
             self._left[layer] -= 1
             if self._left[layer] == 0:
                 self._ripe.append(layer)
-        return self._part(name, parameter)
+        return self._part(name, parameter, dtype)
 
-    def _part(self, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+    def _part(self, name: str, parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter | None:
         cut = self._layout.cuts.get(name)
         if cut is not None:
             kept = cut.of(parameter.data)
         elif name in self._layout.first_only and self._layout.rank:
             kept = torch.zeros_like(parameter.data)
-        else:
+        elif parameter.dtype == dtype:
             return None
-        part = nn.Parameter(kept, requires_grad=False)
+        else:
+            kept = parameter.data
+        part = nn.Parameter(kept.to(dtype), requires_grad=False)
         setattr(part, INITIALIZED, True)
         return part
 

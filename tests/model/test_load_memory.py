@@ -6,13 +6,12 @@ in bfloat16, four layers of a mixture of 8 experts and six dense ones:
 
     mixture, bf16, whole                    -27 (112)    dense, int8-block, bf16        65 (64)
     the same, one of two ranks              165 (112)    the same, in fp32             191 (128)
-    the same, whole, in fp32                429 (224)    dense, bnb-nf4, bf16          -51 (64)
+    the same, whole, in fp32                103 (224)    dense, bnb-nf4, bf16          -51 (64)
     the same, int8-block, bf16              176 (112)    the same, in fp32             243 (128)
 
-Parts made beforehand are mapped: 32 MB beside them. A mixture's experts are stacked one layer at a time.
-Where they are computed in another dtype than they are stored in, the converted experts and their stack are
-there together: twice the stack, which is the largest tensor of such a model, and so above the bar where a
-stack exceeds 300 MB. While a layer is quantized, all of it is there once in full.
+Parts made beforehand are mapped: 32 MB beside them. A mixture's experts are stacked one layer at a time,
+in the dtype they are stored in; the stack is converted when it is whole (converted one by one, experts and
+stack were there together: 429 MB). While a layer is quantized, all of it is there once in full.
 """
 
 from __future__ import annotations
@@ -63,6 +62,11 @@ def test_stacking_experts_holds_no_second_copy_of_the_model(rank: int, size: int
     report = loaded(mixture, rank, size, "bfloat16")
     assert report["grown"] <= report["shard"] + report["largest"] + SLACK_BYTES
     assert report["shard"] < 0.6 * report["whole"] if size > 1 else report["grown"] < 1.5 * report["whole"]
+
+
+def test_experts_are_converted_as_one_stack(mixture: Path) -> None:
+    report = loaded(mixture, 0, 1, "float32")
+    assert report["grown"] <= report["shard"] + 0.8 * report["largest"]  # 1.9 of it when converted one by one
 
 
 @pytest.mark.parametrize(
