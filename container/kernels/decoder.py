@@ -211,6 +211,7 @@ class FusedDecoder:
         )
         return logits[:, : self._weights.head.outputs]
 
+    @torch.inference_mode()  # as steps run, which made what is wiped
     def wipe(self) -> None:
         """Zero what the last step left in scratch memory."""
         for held in (*self._held, self._attention):

@@ -35,7 +35,7 @@ def _figure(columns: int, document: dict[str, Any]) -> tuple[Any, list[Any]]:
     figure = Figure(figsize=(4.2 * columns, 4.0), layout="constrained")
     where = document["machine"]
     figure.suptitle(
-        f"{document['model']} on {where['cpu']}, {where['cores']} cores; {document['date']}", fontsize=9
+        f"{document['model']}\n{where['cpu']}, {where['cores']} cores; {document['date']}", fontsize=8
     )
     axes = figure.subplots(1, columns, squeeze=False)
     return figure, list(axes[0])
