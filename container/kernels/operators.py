@@ -138,7 +138,7 @@ class Scratch(ctypes.Structure):
 
 
 @cache
-def library() -> ctypes.CDLL:
+def load() -> ctypes.CDLL:
     """Return the loaded library; raises NativeMissing."""
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
@@ -158,7 +158,7 @@ class Native:
     def __init__(self, threads: int, isa: str | None = None) -> None:
         assert threads >= 1, "a team has a thread"
         self._handle: int | None = None
-        self._library = library()
+        self._library = load()
         name = None if isa is None else isa.encode()
         self.threads = threads
         self._handle = self._library.strongroom_open(name, threads)

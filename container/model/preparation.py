@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from container.kernels.operators import Native, NativeMissing, library
+from container.kernels.operators import Native, NativeMissing, load
 from container.model import probe, shape, surgery
 from container.model.load import LoadedModel, empty_model
 from container.model.quantize import Report, quantize
@@ -135,7 +135,7 @@ class Preparation:
 def native_operators() -> bool:
     """Return whether the package was built with native operators for this machine."""
     try:
-        library()
+        load()
     except NativeMissing:
         return False
     return True

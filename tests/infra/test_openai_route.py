@@ -171,7 +171,8 @@ def test_tokens_of_the_sdk_and_of_ours_are_both_accepted(bench: Start, strict: b
     here = bench(reply(completion("ok")), strict=strict)
     for token in (sdk_token(), here.emulator.token(), here.emulator.token(60)):
         with sdk(here.emulator, token) as client:
-            client.chat.completions.create(model="", messages=MESSAGES)
+            answer = client.chat.completions.create(model="", messages=MESSAGES)
+        assert answer.choices[0].message.content == "ok"
 
 
 def test_our_token_and_the_sdks_differ_in_date_and_signature_only() -> None:

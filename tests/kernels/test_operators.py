@@ -66,13 +66,13 @@ def test_an_idle_team_uses_no_cpu_time() -> None:
 
 
 def test_a_package_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    operators.library.cache_clear()
+    operators.load.cache_clear()
     monkeypatch.setattr(operators, "LIBRARY", tmp_path / "libstrongroom.so")
     try:
         with pytest.raises(NativeMissing, match="not built"):
             Native(1)
     finally:
-        operators.library.cache_clear()
+        operators.load.cache_clear()
 
 
 def test_the_build_makes_the_library_and_tells_what_lacks(

@@ -53,6 +53,7 @@ def test_a_log_that_nobody_reads_does_not_stop_the_server() -> None:
     try:
         log.set_level("info", theirs)
         log.write("info", "test")  # a broken pipe
+        assert log._state["level"] > max(log.LEVELS.values()), "it is tried again at every line"
         log.write("info", "test")
     finally:
         os.close(theirs)
