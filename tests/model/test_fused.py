@@ -186,7 +186,7 @@ def test_without_native_operators_the_same_model_runs_on_torch(monkeypatch: pyte
     def missing() -> Any:
         raise NativeMissing("the native operators are not built")
 
-    monkeypatch.setattr(preparation, "library", missing)
+    monkeypatch.setattr(preparation, "load", missing)
     runner, facts = begin(tiny_source("llama"))
     assert facts.operators == "torch"
     assert "without a native kernel" in facts.quantize_reason
