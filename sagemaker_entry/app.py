@@ -8,10 +8,7 @@ that is not listed here does not exist.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
-import re
 from collections.abc import Callable
 from typing import Final, get_args
 
@@ -20,7 +17,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Rule
 
 from sagemaker_entry import log
-from sagemaker_entry.dialects.choose import Dialect, DialectSetting, Route, error_dialect
+from sagemaker_entry.caller import ATTRIBUTES, Keyhole, check_attributes, check_content, echoed_attributes
+from sagemaker_entry.dialects.choose import GENERATING, Dialect, DialectSetting, Route, error_dialect
 from sagemaker_entry.dialects.listings import Listed, ServerFacts, info_body, model_body, models_body
 from sagemaker_entry.dialects.presenter import JSON_TYPE, error_body
 from sagemaker_entry.errors import ApiError, Code
@@ -30,27 +28,12 @@ from sagemaker_entry.metrics import Metrics
 from sagemaker_entry.replies import Replies
 from sagemaker_entry.service import Service
 from sagemaker_entry.settings import Settings
+from sagemaker_entry.surplus import Surplus
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-ATTRIBUTES: Final = "X-Amzn-SageMaker-Custom-Attributes"
 PAYLOAD_MB: Final = 6  # what the platform forwards; larger bodies only reach us directly
 TRANSFORM_BUDGET_MB: Final = 100  # MaxConcurrentTransforms x MaxPayloadInMB may not exceed it
 OPEN_PATHS: Final = frozenset({"/ping", "/health"})  # answered without a key, like GET /
-
-_ECHOED = re.compile(r"[A-Za-z0-9._=-]{1,1024}")
-_ATTRIBUTES = re.compile(r"[ -~]{0,1024}")
-_JSON_CONTENT = re.compile(r'application/json[ \t]*(?:;[ \t]*charset="?utf-8"?[ \t]*)?', re.IGNORECASE)
-# Path -> the template it is counted and logged as, and parsed as.
-_GENERATING: Final = {
-    "/invocations": Route.INVOCATIONS,
-    "/": Route.ROOT,
-    "/generate": Route.GENERATE,
-    "/generate_stream": Route.GENERATE_STREAM,
-    "/v1/chat/completions": Route.CHAT,
-    "/v1/completions": Route.COMPLETIONS,
-    "/openai/v1/chat/completions": Route.CHAT,
-    "/openai/v1/completions": Route.COMPLETIONS,
-}
 
 
 class App:
@@ -72,11 +55,11 @@ class App:
         self._metrics = metrics
         self._facts = facts
         self._models = (Listed(settings.name, loaded_s),)
-        self._key = None if key is None else hashlib.sha256(key.encode()).digest()
+        self._keyhole = Keyhole(key)
         dialect = settings.dialect
         self._dialect: DialectSetting = dialect if dialect in get_args(DialectSetting) else "auto"  # type: ignore[assignment]
         self._replies = Replies(settings, service, metrics, self._dialect, facts.fingerprint)
-        self.wsgi = self._build()
+        self.wsgi = Surplus(self._build(), service, health, self._keyhole, self._replies)
 
     def _build(self) -> Flask:
         app = Flask("strongroom", static_folder=None)
@@ -89,7 +72,7 @@ class App:
         self._add(app, "/ping", self._ping, "GET", "POST")
         self._add(app, "/health", self._ping, "GET")
         self._add(app, "/", self._ping, "GET")
-        for path, route in _GENERATING.items():
+        for path, route in GENERATING.items():
             self._add(app, path, self._generating(route), "POST")
         self._add(app, "/tokenize", lambda: self._tokenize(Route.TOKENIZE), "POST")
         self._add(app, "/chat_tokenize", lambda: self._tokenize(Route.CHAT_TOKENIZE), "POST")
@@ -117,9 +100,7 @@ class App:
     def _before(self) -> None:
         exchange = current()
         exchange.route = template(request.url_rule, request.path)
-        attributes = request.headers.get(ATTRIBUTES)
-        if attributes is not None and not _ATTRIBUTES.fullmatch(attributes):
-            raise ApiError(Code.BAD_REQUEST)
+        check_attributes(request.environ)
         self._check_key()
         if request.environ["PATH_INFO"].startswith("//"):
             raise ApiError(Code.NOT_FOUND)  # the router would look past all slashes but one
@@ -127,22 +108,12 @@ class App:
             raise ApiError(Code.DRAINING, retry_after_s=1)
 
     def _check_key(self) -> None:
-        if (
-            self._key is None
-            or request.path in OPEN_PATHS
-            or (request.path == "/" and request.method == "GET")
-        ):
-            return
-        given = request.headers.get("Authorization", "")
-        scheme, _, key = given.partition(" ")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "replace")).digest()
-        if not hmac.compare_digest(digest, self._key) or scheme.lower() != "bearer":
-            raise ApiError(Code.UNAUTHORIZED)
+        if request.path not in OPEN_PATHS and (request.path != "/" or request.method != "GET"):
+            self._keyhole.check(request.environ)
 
     def _after(self, response: Response) -> Response:
         response.headers["X-Content-Type-Options"] = "nosniff"
-        attributes = request.headers.get(ATTRIBUTES)
-        if attributes is not None and _ECHOED.fullmatch(attributes):
+        if (attributes := echoed_attributes(request.environ)) is not None:
             response.headers[ATTRIBUTES] = attributes
         return response
 
@@ -159,7 +130,7 @@ class App:
         return self._replies.error(error, exchange, self._error_dialect())
 
     def _error_dialect(self) -> Dialect:
-        route = _GENERATING.get(request.path)
+        route = GENERATING.get(request.path)
         if route is None and request.path in ("/tokenize", "/chat_tokenize"):
             route = Route(request.path)
         return error_dialect(route, self._dialect)
@@ -181,7 +152,7 @@ class App:
 
     def _generating(self, route: Route) -> Callable[[], Response]:
         def view() -> Response:
-            check_content()
+            check_content(request.environ)
             body = current().body.read()
             self._check_ready()
             return self._replies.generate(route, body, current())
@@ -189,7 +160,7 @@ class App:
         return view
 
     def _tokenize(self, route: Route) -> Response:
-        check_content()
+        check_content(request.environ)
         body = current().body.read()
         self._check_ready()
         return self._replies.tokenize(route, body)
@@ -231,20 +202,10 @@ def template(rule: Rule | None, path: str) -> str:
     """Return the route template to count and log a request under; never the path a client typed."""
     if rule is None:
         return "other"
-    if path in _GENERATING:
-        return _GENERATING[path].value
+    if path in GENERATING:
+        return GENERATING[path].value
     text = str(rule.rule).removeprefix("/openai")
     return "/v1/models" if text.startswith("/v1/models") else text
-
-
-def check_content() -> None:
-    """Refuse a body that does not say it is plain JSON; saying nothing counts as JSON."""
-    encoding = request.headers.get("Content-Encoding", "identity")
-    if encoding.strip().lower() not in ("", "identity"):
-        raise ApiError(Code.CONTENT_ENCODING)
-    content_type = request.headers.get("Content-Type", JSON_TYPE)
-    if not _JSON_CONTENT.fullmatch(content_type.strip()):
-        raise ApiError(Code.MEDIA_TYPE)
 
 
 def _json(body: bytes) -> Response:

@@ -16,7 +16,7 @@ from flask import Response
 
 from sagemaker_entry import log, strict_json
 from sagemaker_entry.admission import Admission, Outcome
-from sagemaker_entry.dialects.choose import Dialect, DialectSetting, Route, choose
+from sagemaker_entry.dialects.choose import Dialect, DialectSetting, Route, choose, error_dialect
 from sagemaker_entry.dialects.parse import parse
 from sagemaker_entry.dialects.presenter import (
     JSON_TYPE,
@@ -35,11 +35,13 @@ from sagemaker_entry.prompts import chat_spans, text_spans
 from sagemaker_entry.run import Run
 from sagemaker_entry.service import Service
 from sagemaker_entry.settings import Settings
+from sagemaker_entry.surplus import LARGE_BODY_BYTES
 from sagemaker_entry.threads import beside
 
-LARGE_BODY_BYTES: Final = 128 * 1024  # a few milliseconds of parsing
 ID_PREFIX: Final = {Dialect.OPENAI_CHAT: "chatcmpl-", Dialect.OPENAI_COMPLETION: "cmpl-"}
 STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+Headers = list[tuple[str, str]]
 
 
 class Replies:
@@ -107,12 +109,25 @@ class Replies:
 
     def error(self, error: ApiError, exchange: Exchange, dialect: Dialect) -> Response:
         """Return `error` as a reply of `dialect`."""
-        exchange.error_code = error.code.value
-        body, content_type = error_body(dialect, error, exchange.public_id)
-        response = Response(body, status_of(dialect, error), content_type=content_type)
-        if error.retry_after_s is not None:
-            response.headers["Retry-After"] = str(error.retry_after_s)
-        return response
+        status, headers, body = worded(error, exchange, dialect)
+        return Response(body, status, headers)
+
+    def refuse(self, route: Route, exchange: Exchange, full_s: int) -> tuple[int, Headers, bytes]:
+        """Return status, headers and body for a request that a full engine would refuse.
+
+        It is read to the end: what is wrong with the request itself is said first, and all in its dialect.
+        """
+        dialect = error_dialect(route, self._dialect)
+        error = ApiError(Code.OVERLOADED, retry_after_s=full_s)
+        try:
+            body = exchange.body.read()
+            self._metrics.add("strongroom_requests_rejected_total")
+            dialect, parsed = self._understand(route, body)
+            if isinstance(parsed, ApiError):
+                error = parsed
+        except ApiError as unread:
+            error = unread
+        return worded(error, exchange, dialect)
 
     def _stream(
         self, parsed: Parsed, dialect: Dialect, run: Run, admission: Admission, exchange: Exchange
@@ -234,6 +249,16 @@ class Stream:
         yield presenter.stream_error(error)
         if self._replies.breaks_off:
             raise StreamBroken
+
+
+def worded(error: ApiError, exchange: Exchange, dialect: Dialect) -> tuple[int, Headers, bytes]:
+    """Return status, headers and body of `error` in `dialect`; the exchange learns its code."""
+    exchange.error_code = error.code.value
+    body, content_type = error_body(dialect, error, exchange.public_id)
+    headers = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
+    if error.retry_after_s is not None:
+        headers.append(("Retry-After", str(error.retry_after_s)))
+    return status_of(dialect, error), headers, body
 
 
 def _read(

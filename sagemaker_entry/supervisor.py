@@ -43,6 +43,7 @@ from sagemaker_entry.settings import Settings, encode
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE: the platform replaces the instance
 SERVICE_ID: Final = 10001
 BACKLOG: Final = 2048
+DEFER_S: Final = 1
 TURN_S: Final = 0.1
 DEATHS: Final = 3
 DEATH_WINDOW_S: Final = 60.0
@@ -117,6 +118,9 @@ def listen(settings: Settings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+    # A worker hears of a connection with its first bytes: a request wakes it once, not twice,
+    # and a client that says nothing wakes nobody until so many seconds are over.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_S)
     listener.bind((settings.host, settings.port))
     listener.listen(BACKLOG)
     return listener

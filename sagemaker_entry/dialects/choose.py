@@ -45,6 +45,17 @@ class Route(enum.StrEnum):
     COMPLETIONS = "/v1/completions"
 
 
+# Path -> the template it is counted and logged as, and parsed as.
+GENERATING: Final = {
+    "/invocations": Route.INVOCATIONS,
+    "/": Route.ROOT,
+    "/generate": Route.GENERATE,
+    "/generate_stream": Route.GENERATE_STREAM,
+    "/v1/chat/completions": Route.CHAT,
+    "/v1/completions": Route.COMPLETIONS,
+    "/openai/v1/chat/completions": Route.CHAT,
+    "/openai/v1/completions": Route.COMPLETIONS,
+}
 _ROUTE_DIALECT: Final = {
     Route.ROOT: Dialect.TGI,
     Route.GENERATE: Dialect.TGI,

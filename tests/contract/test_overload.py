@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import selectors
 import socket
 import statistics
 import threading
@@ -10,19 +12,29 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
+from tests.bench.workloads import CHAT_MEDIAN_OUTPUT
 from tests.contract.calls import Reply, call, chat, metric
 from tests.contract.conftest import Running
+from tests.sagemaker_entry.harness import post
 
 pytestmark = pytest.mark.real_model
-WARM_S, SETTLED_S, WINDOW_S, ROUNDS = 8.0, 1.0, 5.0, 9
+WARM_S, SETTLED_S, WINDOW_S = 8.0, 1.0, 5.0
 CLIENTS, FULL = 40, 31.0  # the engine computes 32 together; a place is empty for a step now and then
 RETRY_S = 1.0
 GENERATED, STEPS = "vllm:generation_tokens_total", "strongroom_engine_steps_total"
-# To refuse costs the same whatever is asked for. Answers in chats are longer: 180 tokens (ShareGPT's median).
-WORK = chat("Tell me about the history of", max_tokens=128, ignore_eos=True)
+
+
+class Work:
+    """The request that is sent over and over: one question, answered in so many tokens."""
+
+    def __init__(self, answer_tokens: int) -> None:
+        self.answer_tokens = answer_tokens
+        body = chat("Tell me about the history of", max_tokens=answer_tokens, ignore_eos=True)
+        self.request = post("/invocations", json.dumps(body).encode())
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -53,14 +65,14 @@ def pinging(port: int) -> Iterator[list[float]]:
 
 
 @contextmanager
-def asking(port: int, clients: int) -> Iterator[list[Reply]]:
+def asking(port: int, clients: int, work: Work) -> Iterator[list[Reply]]:
     """Keep `clients` asking meanwhile, each its next when the last is answered; yields the replies."""
     replies: list[Reply] = []
     stop = threading.Event()
 
     def loop() -> None:
         while not stop.is_set():
-            replies.append(call(port, "POST", "/invocations", WORK))
+            replies.append(ask(port, work.request))
             if replies[-1].status == 429:
                 stop.wait(RETRY_S)
 
@@ -75,31 +87,84 @@ def asking(port: int, clients: int) -> Iterator[list[Reply]]:
             thread.join()
 
 
-class Surplus:
-    """Poisson arrivals that nobody holds back; `wait` for their answers."""
+def ask(port: int, request: bytes) -> Reply:
+    """Return the reply to `request`, sent on a connection of its own."""
+    began, received = time.monotonic(), bytearray()
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(request)
+        while (reply := reply_of(received, time.monotonic() - began)) is None:
+            data = connection.recv(65536)
+            assert data, "closed before the end of an answer"
+            received += data
+    return reply
 
-    def __init__(self, port: int) -> None:
+
+class Surplus:
+    """Poisson arrivals that nobody holds back, each on a connection of its own, read as they are answered.
+
+    Bytes prepared once and one loop over all sockets: at many times the capacity a client library would take
+    more of these cores than the endpoint that refuses it.
+    """
+
+    def __init__(self, port: int, work: Work) -> None:
         self.replies: list[Reply] = []
         self._port = port
-        self._threads: list[threading.Thread] = []
         self._chance = random.Random(11)
+        self._request = work.request
+        self._open: dict[socket.socket, tuple[float, bytearray]] = {}
+        self._ready = selectors.DefaultSelector()
 
-    def arrive(self, per_s: float, seconds: float) -> None:
-        began, at = time.monotonic(), 0.0
-        while (at := at + self._chance.expovariate(per_s)) < seconds:
-            time.sleep(max(0.0, began + at - time.monotonic()))
-            thread = threading.Thread(target=self._ask)
-            thread.start()
-            self._threads.append(thread)
-        time.sleep(max(0.0, began + seconds - time.monotonic()))
+    def pass_by(self, seconds: float, per_s: float = 0.0) -> None:
+        """Send `per_s` requests a second for as long, and take the answers that come meanwhile."""
+        now = time.monotonic()
+        ends = now + seconds
+        due = now + self._chance.expovariate(per_s) if per_s else ends
+        while (now := time.monotonic()) < ends:
+            if now >= due:
+                self._ask()
+                due += self._chance.expovariate(per_s)
+            else:
+                self._take(min(due, ends) - now)
+
+    def wait(self, limit_s: float) -> None:
+        """Take the answers still to come."""
+        ends = time.monotonic() + limit_s
+        while self._open:
+            left_s = ends - time.monotonic()
+            assert left_s > 0, f"{len(self._open)} were left without an answer"
+            self._take(left_s)
 
     def _ask(self) -> None:
-        self.replies.append(call(self._port, "POST", "/invocations", WORK))
+        began = time.monotonic()
+        connection = socket.create_connection(("127.0.0.1", self._port), timeout=5)
+        connection.sendall(self._request)
+        self._open[connection] = began, bytearray()
+        self._ready.register(connection, selectors.EVENT_READ)
 
-    def wait(self) -> None:
-        for thread in self._threads:
-            thread.join()
-        assert len(self.replies) == len(self._threads)  # nobody was left without an answer
+    def _take(self, wait_s: float) -> None:
+        for key, _ in self._ready.select(wait_s):
+            connection: Any = key.fileobj
+            began, received = self._open[connection]
+            data = connection.recv(65536)
+            received += data
+            reply = reply_of(received, time.monotonic() - began)
+            assert data or reply, "closed before the end of an answer"
+            if reply is not None:
+                self._ready.unregister(connection)
+                connection.close()
+                del self._open[connection]
+                self.replies.append(reply)
+
+
+def reply_of(received: bytearray, seconds: float) -> Reply | None:
+    """Return the reply when all of it has come."""
+    head, end, body = bytes(received).partition(b"\r\n\r\n")
+    if not end:
+        return None
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    whole = len(body) == int(headers["content-length"])
+    return Reply(int(status.split()[1]), headers, body, seconds) if whole else None
 
 
 @contextmanager
@@ -122,26 +187,35 @@ def output(port: int, step_tokens: float) -> Iterator[list[float]]:
 def test_at_four_times_capacity_the_endpoint_goes_on_and_the_surplus_gets_429_at_once(
     endpoint: Running,
 ) -> None:
-    port = endpoint.port
+    assert share_kept(endpoint.port, Work(CHAT_MEDIAN_OUTPUT), rounds=9) >= 0.9
+
+
+@pytest.mark.timeout(600)
+def test_short_answers_at_four_times_capacity_too(endpoint: Running) -> None:
+    # Over fifty refusals a second on the two cores that compute: 0.87 to 0.93, less on a noisy machine.
+    assert share_kept(endpoint.port, Work(24), rounds=4) >= 0.75
+
+
+def share_kept(port: int, work: Work, rounds: int) -> float:
+    """Return the share of its capacity that the endpoint goes on computing at four times as many arrivals.
+
+    Checks meanwhile that the surplus is refused at once and that pings are answered.
+    """
     capacity: list[float] = []  # tokens per second with as many clients as keep the engine full
     goodput: list[float] = []  # and with surplus arrivals
-    surplus = Surplus(port)
-    with asking(port, CLIENTS) as replies, pinging(port) as pings:
+    surplus = Surplus(port, work)
+    with asking(port, CLIENTS, work) as replies, pinging(port) as pings:
         time.sleep(WARM_S)
         # A shared machine's own speed drifts by half within a minute: each overload stands between two
         # measurements of capacity and is compared with their mean.
-        for number in range(2 * ROUNDS + 1):
+        for number in range(2 * rounds + 1):
             overloaded = number % 2 == 1
-            rate = 4 * capacity[-1] / WORK["max_tokens"] if overloaded else 0.0
-
-            def spend(seconds: float, per_s: float = rate) -> None:
-                surplus.arrive(per_s, seconds) if per_s else time.sleep(seconds)
-
-            spend(SETTLED_S)
+            rate = 4 * capacity[-1] / work.answer_tokens if overloaded else 0.0
+            surplus.pass_by(SETTLED_S, rate)
             with output(port, FULL) as rates:
-                spend(WINDOW_S)
+                surplus.pass_by(WINDOW_S, rate)
             (goodput if overloaded else capacity).extend(rates)
-    surplus.wait()
+    surplus.wait(120)
     replies = replies + surplus.replies
     served = [reply for reply in replies if reply.status == 200]
     refused = [reply for reply in replies if reply.status == 429]
@@ -156,9 +230,9 @@ def test_at_four_times_capacity_the_endpoint_goes_on_and_the_surplus_gets_429_at
         f"{len(refused)} refused in {[round(s, 3) for s in seconds[-5:]]} s at most"
     )
     print(report)
-    assert statistics.median(shares) >= 0.9, report
     assert percentile(seconds, 0.99) < 0.05, report
     assert percentile(pings, 0.99) < 0.2, report
+    return statistics.median(shares)
 
 
 @pytest.mark.timeout(400)
@@ -172,7 +246,7 @@ def test_two_hundred_stalled_sockets_slow_nobody_down(endpoint: Running) -> None
             time.sleep(WINDOW_S)
         speeds.extend(rates)
 
-    with asking(port, 8) as replies:
+    with asking(port, 8, Work(24)) as replies:
         measure()
         stalled = stall(port, 200)
         try:

@@ -128,12 +128,21 @@ def test_a_body_that_trickles_in_is_given_up(server: Server) -> None:
         assert time.monotonic() - began < 8
 
 
-def test_a_flood_of_silent_connections_costs_the_oldest_idle_ones_and_never_ping(tmp_path: Path) -> None:
+def spoken(server: Server) -> socket.socket:
+    """Return a connection that is idle after a request: the kernel keeps one that never spoke."""
+    client = server.connect()
+    client.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+    return client
+
+
+def test_a_flood_of_idle_connections_costs_the_oldest_idle_ones_and_never_ping(tmp_path: Path) -> None:
     with Server(tmp_path, nofile=128, STRONGROOM_WORKERS="1") as server:
         busy = server.connect()
         busy.sendall(post("/invocations", slow(stream=False, tokens=50)))
         wait_until(lambda: server.engine["running"] == 1, what="the running request")
-        flood = [server.connect() for _ in range(200)]
+        silent = [server.connect() for _ in range(200)]
+        flood = [spoken(server) for _ in range(200)]
         for _ in range(10):
             assert server.ping() == 200
         assert server.metric("strongroom_connections_open") <= 128 * 0.8
@@ -143,5 +152,5 @@ def test_a_flood_of_silent_connections_costs_the_oldest_idle_ones_and_never_ping
         newest.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert status_of(read_all(newest)) == 200
         assert status_of(read_all(busy)) == 200, "a running request was given up for an idle connection"
-        for client in [busy, *flood]:
+        for client in [busy, *silent, *flood]:
             client.close()

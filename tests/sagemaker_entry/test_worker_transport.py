@@ -253,3 +253,16 @@ def test_many_large_bodies_at_once_are_refused_before_they_take_all_memory(tmp_p
             client.close()
         large = GENERATE + b" " * (size - len(GENERATE))
         wait_until(lambda: status_of(server.raw(post("/invocations", large), 10)) == 200, 20, "room again")
+
+
+def test_a_client_that_says_nothing_takes_no_place_and_is_served_when_it_speaks(server: Server) -> None:
+    before = server.metric("strongroom_connections_open")
+    with server.connect() as silent:
+        time.sleep(0.3)
+        assert server.metric("strongroom_connections_open") == before
+        silent.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert silent.recv(65536).startswith(b"HTTP/1.1 200 ")
+    with server.connect() as late:
+        time.sleep(2.5)  # longer than it is kept from the workers
+        late.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert late.recv(65536).startswith(b"HTTP/1.1 200 ")

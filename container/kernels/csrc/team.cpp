@@ -1,7 +1,9 @@
 #include "team.hpp"
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -11,7 +13,8 @@ namespace strongroom {
 namespace {
 
 constexpr int SPIN_US = 50;  // longer than the tail of most operators
-constexpr int POLLS = 64;    // between two looks at the clock
+constexpr int GLANCE_US = 5;  // when who has not come is still running, it comes soon
+constexpr int POLLS = 64;     // between two looks at the clock
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -21,10 +24,10 @@ inline void relax() {
 #endif
 }
 
-// Polls until `done`, for SPIN_US at most; false when it is not.
+// Polls until `done`, for `us` at most; false when it is not.
 template <class Done>
-bool spin(Done&& done) {
-  const auto limit = std::chrono::steady_clock::now() + std::chrono::microseconds(SPIN_US);
+bool spin(int us, Done&& done) {
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::microseconds(us);
   for (;;) {
     for (int poll = 0; poll < POLLS; ++poll) {
       if (done()) return true;
@@ -43,6 +46,31 @@ void wake_all(std::atomic<std::uint32_t>& word) {
   syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
+pid_t own_id() { return static_cast<pid_t>(syscall(SYS_gettid)); }
+
+// Nanoseconds the thread has run, -1 when they cannot be told.
+std::int64_t ran_ns(pid_t thread) {
+  const auto clock = static_cast<clockid_t>((~static_cast<unsigned>(thread) << 3) | 6);  // clock_getres(2): CPU time
+  timespec ran{};
+  if (clock_gettime(clock, &ran) != 0) return -1;
+  return std::int64_t{ran.tv_sec} * 1'000'000'000 + ran.tv_nsec;
+}
+
+// Whether the thread has a core now.
+bool runs(pid_t thread) {
+  const auto before = ran_ns(thread);
+  for (int poll = 0; poll < POLLS; ++poll) relax();
+  return before < 0 || ran_ns(thread) != before;
+}
+
+// Lets the thread, 0 for the caller, run on `core` alone; it is moved there at once. Refused, it stays where it is.
+void move(pid_t thread, int core) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  sched_setaffinity(thread, sizeof set, &set);
+}
+
 }  // namespace
 
 void Team::raise(Signal& signal, std::uint32_t value) {
@@ -52,8 +80,11 @@ void Team::raise(Signal& signal, std::uint32_t value) {
 }
 
 template <class Done>
-void Team::await(Signal& signal, Done&& done) {
-  if (spin([&] { return done(signal.value.load(std::memory_order_acquire)); })) return;
+void Team::await(int rank, Signal& signal, Done&& done) {
+  const auto over = [&] { return done(signal.value.load(std::memory_order_acquire)); };
+  if (spin(GLANCE_US, over)) return;
+  if (!change_places(rank) && spin(SPIN_US, over)) return;
+  change_places(rank);
   signal.sleepers.fetch_add(1, std::memory_order_seq_cst);
   for (;;) {
     const auto value = signal.value.load(std::memory_order_seq_cst);
@@ -63,19 +94,61 @@ void Team::await(Signal& signal, Done&& done) {
   signal.sleepers.fetch_sub(1, std::memory_order_seq_cst);
 }
 
+bool Team::change_places(int rank) {
+  if (!at_home_) return false;
+  Place& own = places_[rank];
+  const auto passed = own.barriers.load(std::memory_order_relaxed);
+  for (Place& other : places_) {
+    if (other.barriers.load(std::memory_order_relaxed) >= passed) continue;  // it is here, or this is the caller
+    const pid_t late = other.thread.load(std::memory_order_relaxed);
+    if (runs(late) || changing_.exchange(true)) return false;
+    const int core = own.home.exchange(other.home.load());
+    other.home.store(core);
+    move(late, core);
+    changing_.store(false);
+    // From here on the caller has its core back only when the process that took the other's leaves it. Meanwhile
+    // another thread may change places with the caller: its home is then one more.
+    for (int home = -1; home != own.home.load();) move(0, home = own.home.load());
+    return true;
+  }
+  return false;
+}
+
+void Team::settle() {
+  Place& own = places_[0];
+  own.thread.store(own_id(), std::memory_order_relaxed);
+  if (!at_home_) return;
+  const int core = sched_getcpu();
+  for (Place& other : places_) {
+    if (&other == &own || other.home.load() != core) continue;
+    other.home.store(own.home.exchange(core));
+    if (const pid_t thread = other.thread.load(); thread != 0) move(thread, other.home.load());
+  }
+  move(0, own.home.load());
+}
+
+void Team::leave() {
+  if (at_home_) sched_setaffinity(0, sizeof allowed_, &allowed_);
+}
+
 void Member::barrier() {
   Team& team = team_;
   if (team.size_ == 1) return;
+  team.places_[rank_].barriers.fetch_add(1, std::memory_order_relaxed);
   const auto generation = team.generation_.value.load(std::memory_order_acquire);
   if (team.arrived_.value.fetch_add(1, std::memory_order_acq_rel) == team.size_ - 1) {
     team.arrived_.value.store(0, std::memory_order_relaxed);
     Team::raise(team.generation_, generation + 1);
     return;
   }
-  Team::await(team.generation_, [&](std::uint32_t now) { return now != generation; });
+  team.await(rank_, team.generation_, [&](std::uint32_t now) { return now != generation; });
 }
 
-Team::Team(int threads) : size_(threads < 1 ? 1 : threads) {
+Team::Team(int threads) : size_(threads < 1 ? 1 : threads), places_(static_cast<std::size_t>(size_)) {
+  sched_getaffinity(0, sizeof allowed_, &allowed_);
+  at_home_ = size_ > 1 && CPU_COUNT(&allowed_) == size_;
+  for (int core = 0, rank = 0; at_home_ && rank < size_; ++core)
+    if (CPU_ISSET(core, &allowed_)) places_[rank++].home.store(core);
   for (int rank = 1; rank < size_; ++rank) threads_.emplace_back([this, rank] { work(rank); });
 }
 
@@ -93,6 +166,7 @@ void Team::run(const std::function<void(Member&)>& body) {
   for (auto& next : next_) next.value.store(0, std::memory_order_relaxed);
   finished_.value.store(0, std::memory_order_relaxed);
   body_ = &body;
+  settle();
   if (size_ > 1) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -104,16 +178,19 @@ void Team::run(const std::function<void(Member&)>& body) {
   body(first);
   if (size_ > 1) {
     const auto others = static_cast<std::uint32_t>(size_ - 1);
-    await(finished_, [&](std::uint32_t now) { return now == others; });
+    await(0, finished_, [&](std::uint32_t now) { return now == others; });
   }
+  leave();
   body_ = nullptr;
 }
 
 void Team::work(int rank) {
+  places_[rank].thread.store(own_id(), std::memory_order_relaxed);
+  if (at_home_) move(0, places_[rank].home.load());
   std::int64_t seen = 0;
   for (;;) {
     // A step follows the last one within microseconds while requests run: look for it before sleeping.
-    if (!spin([&] { return started_.value.load(std::memory_order_acquire) != seen; })) {
+    if (!spin(SPIN_US, [&] { return started_.value.load(std::memory_order_acquire) != seen; })) {
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return started_.value.load(std::memory_order_acquire) != seen; });
     }

@@ -3,9 +3,13 @@
 // Owns: the threads, how they wait for work and for each other, how they share out the parts of an operator.
 // Must not know: what is computed.
 // Invariant: every thread of a team calls the same operators in the same order; `barrier` and `share` are
-// collective. Whoever waits longer than SPIN_US sleeps: its core is then free for the thread it waits for, which may
-// have lost its own to another process.
+// collective. Where the team has every core it may use, each thread keeps to a core of its own, and whoever waits
+// for a thread that has lost its core to another process changes places with it: what the other process takes is
+// then lost once. Waiting would lose it once for every thread, and the kernel moves no thread that ran just now.
 #pragma once
+
+#include <sched.h>
+#include <sys/types.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -71,8 +75,23 @@ class Team {
   };
   static void raise(Signal& signal, std::uint32_t value);
   template <class Done>
-  static void await(Signal& signal, Done&& done);
+  void await(int rank, Signal& signal, Done&& done);
 
+  // Where one thread is, and how far.
+  struct alignas(64) Place {
+    std::atomic<std::int64_t> barriers{0};  // come to, since the team began
+    std::atomic<pid_t> thread{0};
+    std::atomic<int> home{0};  // its core
+  };
+  // Gives the core of `rank`, which waits, to a thread that is late for want of one; false when there is none.
+  bool change_places(int rank);
+  void settle();  // the caller of `run` is rank 0, and at home where it runs
+  void leave();   // it may run anywhere again
+
+  std::vector<Place> places_;
+  cpu_set_t allowed_{};
+  bool at_home_ = false;
+  std::atomic<bool> changing_{false};
   Line arrived_;
   Signal generation_, finished_;
   Line next_[TURNS];
