@@ -15,15 +15,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from container.kernels.memory import ALIGNMENT, Floats, readable
 from container.kernels.operators import AttentionLayer, Native, Paging
 
 MAX_DIM: Final = 256  # ATTENTION_MAX_DIM: bounds the operator's stack
 MAX_PAGE_TOKENS: Final = 64  # ATTENTION_MAX_PAGE_TOKENS
 LANES: Final = 8
-ALIGNMENT: Final = 64  # bytes, a cache line
 # Lets threads share contexts of a few rows: enough for 100,000 tokens of one sequence with 9 heads of 64.
 SCRATCH_FLOATS: Final = 1 << 18
 
@@ -162,9 +160,9 @@ def attention(
     layout: PageLayout,
     layer: int,
     rows: Sequence[AttentionRow],
-    qkv: Tensor,
-    out: Tensor,
-    scratch: Tensor | None = None,
+    qkv: Floats,
+    out: Floats,
+    scratch: Floats | None = None,
 ) -> None:
     """Write the rows' keys and values to their pages and fill `out` with what their queries attend to.
 
@@ -173,11 +171,10 @@ def attention(
     share must be full in both. `scratch`, float32, lets threads share the work of one long context.
     """
     tokens = qkv.shape[0]
-    assert qkv.shape == (tokens, shape.heads + 2 * shape.kv_heads, shape.dim), "`qkv` has another shape"
-    assert out.shape == (tokens, shape.heads, shape.dim), "`out` has another shape"
-    for tensor in (qkv, out) if scratch is None else (qkv, out, scratch):
-        assert tensor.dtype == torch.float32 and tensor.is_contiguous(), "float32 side by side is read"
-        assert tensor.device.type == "cpu", "the library reads host memory"
+    width = shape.heads + 2 * shape.kv_heads
+    assert readable(qkv, (tokens, width, shape.dim)), "`qkv` has another shape"
+    assert readable(out, (tokens, shape.heads, shape.dim)), "`out` has another shape"
+    assert scratch is None or readable(scratch, (scratch.size,)), "float32 side by side is read"
     packed = packed_rows(rows, tokens, layout.page_tokens)
     native.call(
         "strongroom_attention",
@@ -185,8 +182,8 @@ def attention(
         ctypes.byref(layout.native()),
         ctypes.c_void_p(packed.ctypes.data),
         ctypes.c_int32(len(packed)),
-        ctypes.c_void_p(qkv.data_ptr()),
-        ctypes.c_void_p(out.data_ptr()),
-        ctypes.c_void_p(None if scratch is None else scratch.data_ptr()),
-        ctypes.c_int64(0 if scratch is None else scratch.numel()),
+        ctypes.c_void_p(qkv.ctypes.data),
+        ctypes.c_void_p(out.ctypes.data),
+        ctypes.c_void_p(None if scratch is None else scratch.ctypes.data),
+        ctypes.c_int64(0 if scratch is None else scratch.size),
     )

@@ -11,15 +11,15 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from container.kernels import operators
 from container.kernels.attention import SCRATCH_FLOATS, AttentionRow, AttentionShape, PageLayout, packed_rows
-from container.kernels.int8 import ArrangedInt8
+from container.kernels.block_weight import ArrangedBlocks
+from container.kernels.memory import Floats, empty, readable
 from container.kernels.operators import Native
 
 LANES: Final = 8
@@ -37,18 +37,18 @@ class Layer:
     """One decoder layer. Norms are float32 (hidden,), or (dim,) for those of heads.
 
     `qkv` has all query heads' outputs, then all key heads', then all value heads'; `gate_up` 8 gates and
-    their 8 ups in turn (see `int8.join`).
+    their 8 ups in turn (see `blocks.join`).
     """
 
     attention: AttentionShape
-    attention_norm: Tensor
-    mlp_norm: Tensor
-    query_norm: Tensor | None
-    key_norm: Tensor | None
-    qkv: ArrangedInt8
-    output: ArrangedInt8
-    gate_up: ArrangedInt8
-    down: ArrangedInt8
+    attention_norm: Floats
+    mlp_norm: Floats
+    query_norm: Floats | None
+    key_norm: Floats | None
+    qkv: ArrangedBlocks
+    output: ArrangedBlocks
+    gate_up: ArrangedBlocks
+    down: ArrangedBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class Weights:
     """A whole decoder. `embedding` (vocabulary, hidden), `cosines` and `sines` (positions, rotated / 2)."""
 
     layers: Sequence[Layer]
-    embedding: Tensor
-    last_norm: Tensor
-    head: ArrangedInt8
-    cosines: Tensor
-    sines: Tensor
+    embedding: Floats
+    last_norm: Floats
+    head: ArrangedBlocks
+    cosines: Floats
+    sines: Floats
     epsilon: float
     gate: Gate
 
@@ -90,17 +90,17 @@ class FusedDecoder:
             weights.epsilon,
             int(plain),
             ctypes.addressof(self._layers),
-            weights.last_norm.data_ptr(),
-            weights.embedding.data_ptr(),
-            weights.cosines.data_ptr(),
-            weights.sines.data_ptr(),
+            weights.last_norm.ctypes.data,
+            weights.embedding.ctypes.data,
+            weights.cosines.ctypes.data,
+            weights.sines.ctypes.data,
             weights.head.structure,
             layout.native(),
         )
-        self._attention = torch.empty(SCRATCH_FLOATS)
+        self._attention = empty((SCRATCH_FLOATS,))
         self._room = 0
         self._scratch = operators.Scratch()
-        self._held: list[Tensor] = []
+        self._held: list[npt.NDArray[Any]] = []
 
     def _check(self) -> None:
         weights = self._weights
@@ -120,22 +120,22 @@ class FusedDecoder:
                 (layer.query_norm, shape.dim),
                 (layer.key_norm, shape.dim),
             ):
-                assert norm is None or _readable(norm, (size,)), "a norm does not fit"
+                assert norm is None or readable(norm, (size,)), "a norm does not fit"
             assert 2 * weights.cosines.shape[1] <= shape.dim, "more is rotated than a head has"
         assert self._hidden % LANES == 0 and weights.cosines.shape[1] % LANES == 0, "whole vectors"
-        assert _readable(weights.embedding, (self._vocabulary, self._hidden)), "the embedding"
-        assert _readable(weights.last_norm, (self._hidden,)), "the last norm"
+        assert readable(weights.embedding, (self._vocabulary, self._hidden)), "the embedding"
+        assert readable(weights.last_norm, (self._hidden,)), "the last norm"
         table = weights.cosines.shape
-        assert _readable(weights.cosines, table) and _readable(weights.sines, table), "the rotations"
+        assert readable(weights.cosines, table) and readable(weights.sines, table), "the rotations"
         assert weights.head.inputs == self._hidden, "the head does not fit"
 
     def _layer(self, number: int, layer: Layer) -> operators.DecoderLayer:
         return operators.DecoderLayer(
             self._layout.native_layer(number, layer.attention),
-            layer.attention_norm.data_ptr(),
-            layer.mlp_norm.data_ptr(),
-            None if layer.query_norm is None else layer.query_norm.data_ptr(),
-            None if layer.key_norm is None else layer.key_norm.data_ptr(),
+            layer.attention_norm.ctypes.data,
+            layer.mlp_norm.ctypes.data,
+            None if layer.query_norm is None else layer.query_norm.ctypes.data,
+            None if layer.key_norm is None else layer.key_norm.ctypes.data,
             layer.qkv.structure,
             layer.output.structure,
             layer.gate_up.structure,
@@ -145,29 +145,29 @@ class FusedDecoder:
     def _make_room(self, tokens: int) -> None:
         if tokens <= self._room:
             return
-        first = self._weights.layers[0]
-        inner = max(layer.attention.heads * layer.attention.dim for layer in self._weights.layers)
-        wide = max(first.qkv.padded_outputs, self._intermediate)
+        layers = self._weights.layers  # heads may differ from layer to layer
+        inner = max(layer.attention.heads * layer.attention.dim for layer in layers)
+        wide = max(self._intermediate, *(layer.qkv.padded_outputs for layer in layers))
         widest = max(self._hidden, inner, self._intermediate)
         widest = -(-widest // 32) * 32
         threads = self._native.threads
-        own, own_values = torch.empty(threads, widest), torch.empty(threads, widest, dtype=torch.int16)
-        own_scales = torch.empty(threads, widest // 32)
-        x, spread = torch.empty(tokens, self._hidden), torch.empty(tokens, wide)
-        narrow = torch.empty(tokens, max(self._hidden, inner))
-        values = torch.empty(tokens, widest, dtype=torch.int16)
-        scales = torch.empty(tokens, -(-widest // 32))
-        self._held = [x, spread, narrow, values, scales, own, own_values, own_scales]
+        own, own_values = empty((threads, widest)), empty((threads, widest), np.int16)
+        own_scales, own_sums = (empty((threads, widest // 32)) for _ in range(2))
+        x, spread = empty((tokens, self._hidden)), empty((tokens, wide))
+        narrow = empty((tokens, max(self._hidden, inner)))
+        values = empty((tokens, widest), np.int16)
+        scales, sums = (empty((tokens, widest // 32)) for _ in range(2))
+        self._held = [x, spread, narrow, values, scales, sums, own, own_values, own_scales, own_sums]
         self._scratch = operators.Scratch(
-            x.data_ptr(),
-            spread.data_ptr(),
-            narrow.data_ptr(),
-            operators.Activations(values.data_ptr(), scales.data_ptr()),
+            x.ctypes.data,
+            spread.ctypes.data,
+            narrow.ctypes.data,
+            operators.Activations(values.ctypes.data, scales.ctypes.data, sums.ctypes.data),
             widest,
-            own.data_ptr(),
-            operators.Activations(own_values.data_ptr(), own_scales.data_ptr()),
-            self._attention.data_ptr(),
-            self._attention.numel(),
+            own.ctypes.data,
+            operators.Activations(own_values.ctypes.data, own_scales.ctypes.data, own_sums.ctypes.data),
+            self._attention.ctypes.data,
+            self._attention.size,
         )
         self._room = tokens
 
@@ -177,7 +177,7 @@ class FusedDecoder:
         positions: Sequence[int],
         rows: Sequence[AttentionRow],
         wanted: Sequence[int],
-    ) -> Tensor:
+    ) -> Floats:
         """Return logits (len(wanted), vocabulary) float32 of the tokens numbered `wanted`.
 
         `rows` cover all tokens; a page they name must stay where it is until this returns.
@@ -192,7 +192,7 @@ class FusedDecoder:
         assert not len(chosen) or (chosen.min() >= 0 and chosen.max() < tokens), "what is wanted is not there"
         packed = packed_rows(rows, tokens, self._layout.page_tokens)
         self._make_room(tokens)
-        logits = torch.empty(len(chosen), self._weights.head.padded_outputs)
+        logits: Floats = empty((len(chosen), self._weights.head.padded_outputs))
         step = operators.DecoderStep(
             tokens,
             len(packed),
@@ -201,7 +201,7 @@ class FusedDecoder:
             places.ctypes.data,
             packed.ctypes.data,
             chosen.ctypes.data,
-            logits.data_ptr(),
+            logits.ctypes.data,
         )
         self._native.call(
             "strongroom_forward",
@@ -211,12 +211,7 @@ class FusedDecoder:
         )
         return logits[:, : self._weights.head.outputs]
 
-    @torch.inference_mode()  # as steps run, which made what is wiped
     def wipe(self) -> None:
         """Zero what the last step left in scratch memory."""
         for held in (*self._held, self._attention):
-            held.zero_()
-
-
-def _readable(tensor: Tensor, shape: Sequence[int]) -> bool:
-    return tensor.dtype == torch.float32 and tensor.is_contiguous() and tuple(tensor.shape) == tuple(shape)
+            held.fill(0)

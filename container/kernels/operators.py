@@ -50,22 +50,24 @@ class Row(ctypes.Structure):
     )
 
 
-class Int8Weight(ctypes.Structure):
-    """A weight in int8 blocks; see csrc/gemm.hpp."""
+class BlockWeight(ctypes.Structure):
+    """A weight in blocks of integers; see csrc/gemm.hpp."""
 
     _fields_ = (
         ("outputs", ctypes.c_int32),
         ("inputs", ctypes.c_int32),
+        ("kind", ctypes.c_int32),
         ("values", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
+        ("lows", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
     )
 
 
 class Activations(ctypes.Structure):
-    """Inputs in int8 blocks; see csrc/gemm.hpp."""
+    """Inputs in blocks of integers; see csrc/gemm.hpp."""
 
-    _fields_ = (("values", ctypes.c_void_p), ("scales", ctypes.c_void_p))
+    _fields_ = (("values", ctypes.c_void_p), ("scales", ctypes.c_void_p), ("sums", ctypes.c_void_p))
 
 
 class DecoderLayer(ctypes.Structure):
@@ -77,10 +79,10 @@ class DecoderLayer(ctypes.Structure):
         ("mlp_norm", ctypes.c_void_p),
         ("query_norm", ctypes.c_void_p),
         ("key_norm", ctypes.c_void_p),
-        ("qkv", Int8Weight),
-        ("output", Int8Weight),
-        ("gate_up", Int8Weight),
-        ("down", Int8Weight),
+        ("qkv", BlockWeight),
+        ("output", BlockWeight),
+        ("gate_up", BlockWeight),
+        ("down", BlockWeight),
     )
 
 
@@ -101,7 +103,7 @@ class Decoder(ctypes.Structure):
         ("embedding", ctypes.c_void_p),
         ("cosines", ctypes.c_void_p),
         ("sines", ctypes.c_void_p),
-        ("head", Int8Weight),
+        ("head", BlockWeight),
         ("paging", Paging),
     )
 
@@ -150,6 +152,15 @@ def load() -> ctypes.CDLL:
     loaded.strongroom_isa.restype = ctypes.c_char_p
     loaded.strongroom_isa.argtypes = [ctypes.c_void_p]
     return loaded
+
+
+def native_operators() -> bool:
+    """Return whether the package was built with native operators for this machine."""
+    try:
+        load()
+    except NativeMissing:
+        return False
+    return True
 
 
 class Native:

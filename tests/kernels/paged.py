@@ -75,7 +75,8 @@ def run(
         rows.append(one.row(first))
         first += one.count
     out = torch.full((qkv.shape[0], shape.heads, shape.dim), float("nan"))
-    attention(native, shape, layout, LAYER, rows, qkv, out, scratch)
+    held = None if scratch is None else scratch.numpy()
+    attention(native, shape, layout, LAYER, rows, qkv.numpy(), out.numpy(), held)
     return list(out[:first].split([one.count for one in sequences]))
 
 

@@ -232,7 +232,7 @@ def test_other_layers_and_other_tokens_are_left_alone(native: Native) -> None:
     one = sequence(SHAPE, layout, 0, 20, 1)
     one.pages = [aligned(layout.page_bytes) for _ in one.pages]
     out = torch.full((30, 9, 64), 7.0)
-    attention(native, SHAPE, layout, LAYER, [one.row(4)], inputs(SHAPE, 30, 2), out)
+    attention(native, SHAPE, layout, LAYER, [one.row(4)], inputs(SHAPE, 30, 2).numpy(), out.numpy())
     assert (out[:4] == 7.0).all() and (out[24:] == 7.0).all() and not (out[4:24] == 7.0).any()
     for page in one.pages:
         assert (page[: layout.key_offsets[LAYER]] == STALE).all()
@@ -241,7 +241,8 @@ def test_other_layers_and_other_tokens_are_left_alone(native: Native) -> None:
 
 def test_no_rows_are_no_work(native: Native) -> None:
     out = torch.full((3, SHAPE.heads, SHAPE.dim), 7.0)
-    attention(native, SHAPE, layout_for(SHAPE, 16, KVType.FLOAT32), LAYER, [], inputs(SHAPE, 3, 1), out)
+    layout = layout_for(SHAPE, 16, KVType.FLOAT32)
+    attention(native, SHAPE, layout, LAYER, [], inputs(SHAPE, 3, 1).numpy(), out.numpy())
     assert (out == 7.0).all()
 
 

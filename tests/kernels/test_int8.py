@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from container.kernels import int8
+from container.kernels import blocks, int8
+from container.kernels.block_weight import ArrangedBlocks, Kind
 from container.kernels.operators import Native
 from container.model.quantize_blocks import Int8Block, quantize_activations
 
@@ -28,7 +30,7 @@ def seeded(*shape: int, seed: int = 7) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def weight(outputs: int, inputs: int, bias: bool = False) -> tuple[dict[str, Tensor], int8.ArrangedInt8]:
+def weight(outputs: int, inputs: int, bias: bool = False) -> tuple[dict[str, Tensor], ArrangedBlocks]:
     parts = FORM.pack(seeded(outputs, inputs, seed=outputs + inputs))
     added = seeded(outputs, seed=3) if bias else None
     return parts, int8.arrange(parts["weight"], parts["weight_scale"], added)
@@ -50,10 +52,10 @@ def test_a_product_is_the_definitions_within_its_bound(
     parts, arranged = weight(outputs, inputs)
     x = seeded(tokens, inputs)
     values, scales = quantize_activations(x)
-    blocks = parts["weight"].double().view(outputs, -1, 32)
-    dots = torch.einsum("tbk,obk->tob", values.double(), blocks)
+    stored = parts["weight"].double().view(outputs, -1, 32)
+    dots = torch.einsum("tbk,obk->tob", values.double(), stored)
     exact = (dots * scales.double().squeeze(-1)[:, None] * parts["weight_scale"].double()[None]).sum(-1)
-    error = (int8.multiply(native, arranged, x).double() - exact).abs()
+    error = (blocks.multiply(native, arranged, x).double() - exact).abs()
     assert bool((error <= bound(x, parts)).all())
 
 
@@ -62,19 +64,19 @@ def test_plain_activations_are_multiplied_as_they_are(native: Native, outputs: i
     parts, arranged = weight(outputs, inputs)
     x = seeded(5, inputs)
     expected = x.double() @ FORM.unpack(parts).double().T
-    error = (int8.multiply(native, arranged, x, plain=True) - expected).norm() / expected.norm()
+    error = (blocks.multiply(native, arranged, x, plain=True) - expected).norm() / expected.norm()
     assert error < 1e-6
 
 
 def test_a_token_does_not_depend_on_those_beside_it_or_on_the_team() -> None:
     _, arranged = weight(72, 576)
     x = seeded(9, 576)
-    whole = int8.multiply(Native(1), arranged, x)
+    whole = blocks.multiply(Native(1), arranged, x)
     for threads in (1, 2, 3):
         native = Native(threads)
-        assert torch.equal(int8.multiply(native, arranged, x), whole)
+        assert torch.equal(blocks.multiply(native, arranged, x), whole)
         for row in range(9):
-            assert torch.equal(int8.multiply(native, arranged, x[row : row + 1])[0], whole[row])
+            assert torch.equal(blocks.multiply(native, arranged, x[row : row + 1])[0], whole[row])
 
 
 def test_activations_are_quantized_as_defined(native: Native) -> None:
@@ -82,7 +84,7 @@ def test_activations_are_quantized_as_defined(native: Native) -> None:
     x[0, :32] = 2.0**-101  # counts as zeros
     x[1, 40] = 1000.0  # one large value flattens its own block only
     x[2, :32] = torch.arange(32) - 15.5  # ties
-    values, scales = int8.quantize(native, x)
+    values, scales, _ = blocks.quantize(native, x, Kind.INT8)
     expected, expected_scales = quantize_activations(x)
     assert torch.equal(values.float(), expected.flatten(1))
     assert torch.equal(scales, expected_scales.squeeze(-1))
@@ -92,9 +94,9 @@ def test_activations_are_quantized_as_defined(native: Native) -> None:
 def test_what_is_not_finite_stays_so_and_stays_in_its_row(native: Native, poison: float) -> None:
     _, arranged = weight(16, 64)
     x = seeded(5, 64)
-    clean = int8.multiply(native, arranged, x)
+    clean = blocks.multiply(native, arranged, x)
     x[2, 33] = poison
-    y = int8.multiply(native, arranged, x)
+    y = blocks.multiply(native, arranged, x)
     assert not y[2].isfinite().any()
     assert torch.equal(y[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
 
@@ -103,7 +105,7 @@ def test_the_largest_products_do_not_overflow(native: Native) -> None:
     values = torch.full((8, 1536), 127, dtype=torch.int8)
     values[1] = -127
     arranged = int8.arrange(values, torch.ones(8, 48, dtype=torch.float16))
-    y = int8.multiply(native, arranged, torch.full((4, 1536), 127.0))
+    y = blocks.multiply(native, arranged, torch.full((4, 1536), 127.0))
     assert torch.equal(y[:, 0], torch.full((4,), 1536 * 127.0 * 127.0))
     assert torch.equal(y[:, 1], -y[:, 0])
 
@@ -112,7 +114,7 @@ def test_half_scales_of_every_size_are_read(native: Native) -> None:
     """Normal, subnormal, zero, both signs: as torch reads them."""
     scales = torch.tensor([1.0, -2.0, 6e-8, 5.9e-5, 6.2e-5, 65504.0, 0.0, -3e-7]).half().view(8, 1)
     arranged = int8.arrange(torch.eye(8, 32, dtype=torch.int8), scales)
-    y = int8.multiply(native, arranged, torch.eye(8, 32), plain=True)
+    y = blocks.multiply(native, arranged, torch.eye(8, 32), plain=True)
     assert torch.equal(y.diagonal(), scales.float().flatten())
 
 
@@ -130,17 +132,16 @@ def test_joined_weights_multiply_as_the_several_did_and_come_apart_again(interle
     pairs = [weight(24, 64), weight(24, 64, bias=True)]
     pairs[0] = (pairs[0][0], int8.arrange(*_packed(seeded(24, 64, seed=99))))
     arranged = [each for _, each in pairs]
-    joined = int8.join(arranged, interleaved=interleaved)
+    joined = blocks.join(arranged, interleaved=interleaved)
     x = seeded(3, 64)
-    apart = [int8.multiply(native, each, x) for each in arranged]
-    together = int8.multiply(native, joined, x)
+    apart = [blocks.multiply(native, each, x) for each in arranged]
+    together = blocks.multiply(native, joined, x)
     if interleaved:
         groups = together.view(3, 6, 8)
         together = torch.cat((groups[:, ::2].reshape(3, 24), groups[:, 1::2].reshape(3, 24)), dim=1)
     assert torch.equal(together, torch.cat(apart, dim=1))
-    for what in ("values", "scales"):
-        again = int8.split(getattr(joined, what), [24, 24], interleaved=interleaved)
-        assert all(torch.equal(a, getattr(b, what)) for a, b in zip(again, arranged, strict=True))
+    for ours, whole in zip(blocks.split(joined, [24, 24], interleaved=interleaved), arranged, strict=True):
+        assert np.array_equal(ours.values, whole.values) and np.array_equal(ours.scales, whole.scales)
 
 
 def _packed(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,12 +153,12 @@ def test_what_does_not_fit_is_refused() -> None:
     native = Native(1)
     _, arranged = weight(8, 64)
     with pytest.raises(AssertionError, match="rows of inputs"):
-        int8.multiply(native, arranged, seeded(2, 32))
+        blocks.multiply(native, arranged, seeded(2, 32))
     with pytest.raises(AssertionError, match="blocks of 32"):
         int8.arrange(torch.zeros(8, 40, dtype=torch.int8), torch.zeros(8, 1, dtype=torch.float16))
     with pytest.raises(AssertionError, match="half scales"):
         int8.arrange(torch.zeros(8, 32, dtype=torch.int8), torch.zeros(8, 1))
     with pytest.raises(AssertionError, match="same input"):
-        int8.join([arranged, weight(8, 32)[1]])
+        blocks.join([arranged, weight(8, 32)[1]])
     with pytest.raises(AssertionError, match="only the last"):
-        int8.join([weight(7, 64)[1], arranged])
+        blocks.join([weight(7, 64)[1], arranged])

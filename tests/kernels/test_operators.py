@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from container.kernels import build_hook, int8, operators
+from container.kernels import blocks, build_hook, int8, operators
+from container.kernels.block_weight import Kind
 from container.kernels.operators import Native, NativeMissing
 
 
@@ -30,11 +31,11 @@ def test_teams_of_every_size_agree_over_many_short_calls() -> None:
         torch.randint(-127, 128, (40, 64), dtype=torch.int8), torch.rand(40, 2).to(torch.float16)
     )
     x = torch.randn(3, 64)
-    expected = int8.multiply(Native(1), arranged, x)
+    expected = blocks.multiply(Native(1), arranged, x)
     for threads in (2, 3, 5):
         native = Native(threads)
         for _ in range(300):
-            assert torch.equal(int8.multiply(native, arranged, x), expected)
+            assert torch.equal(blocks.multiply(native, arranged, x), expected)
 
 
 def test_threads_end_when_a_team_is_closed_or_let_go() -> None:
@@ -57,7 +58,7 @@ def test_threads_end_when_a_team_is_closed_or_let_go() -> None:
 
 def test_an_idle_team_uses_no_cpu_time() -> None:
     native = Native(3)
-    int8.quantize(native, torch.randn(4, 64))
+    blocks.quantize(native, torch.randn(4, 64), Kind.INT8)
     time.sleep(0.05)
     begun = time.process_time()
     threading.Event().wait(0.5)

@@ -61,20 +61,20 @@ void strongroom_attention(void* handle, const AttentionLayer* layer, const Pagin
   });
 }
 
-void strongroom_quantize(void* handle, const float* x, std::int32_t tokens, std::int32_t inputs,
+void strongroom_quantize(void* handle, std::int32_t kind, const float* x, std::int32_t tokens, std::int32_t inputs,
                          Activations to) {
   auto* opened = static_cast<Handle*>(handle);
-  opened->team.run([&](Member& member) { opened->operators->quantize(member, x, tokens, inputs, to); });
-}
-
-void strongroom_multiply_int8(void* handle, const Int8Weight* weight, Activations x, std::int32_t tokens, float* y,
-                              std::int64_t stride) {
-  auto* opened = static_cast<Handle*>(handle);
   opened->team.run(
-      [&](Member& member) { opened->operators->multiply_int8(member, *weight, x, tokens, y, stride); });
+      [&](Member& member) { opened->operators->quantize(member, static_cast<Kind>(kind), x, tokens, inputs, to); });
 }
 
-void strongroom_multiply_plain(void* handle, const Int8Weight* weight, const float* x, std::int32_t tokens, float* y,
+void strongroom_multiply(void* handle, const BlockWeight* weight, Activations x, std::int32_t tokens, float* y,
+                         std::int64_t stride) {
+  auto* opened = static_cast<Handle*>(handle);
+  opened->team.run([&](Member& member) { opened->operators->multiply(member, *weight, x, tokens, y, stride); });
+}
+
+void strongroom_multiply_plain(void* handle, const BlockWeight* weight, const float* x, std::int32_t tokens, float* y,
                                std::int64_t stride) {
   auto* opened = static_cast<Handle*>(handle);
   opened->team.run(

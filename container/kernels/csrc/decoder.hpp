@@ -20,10 +20,10 @@ struct DecoderLayer {
   const float* mlp_norm;        // (hidden)
   const float* query_norm;      // (dim) or null
   const float* key_norm;        // (dim) or null
-  Int8Weight qkv;               // outputs: all query heads, all key heads, all value heads
-  Int8Weight output;
-  Int8Weight gate_up;           // groups of 8 gates and 8 ups in turn
-  Int8Weight down;
+  BlockWeight qkv;              // outputs: all query heads, all key heads, all value heads
+  BlockWeight output;
+  BlockWeight gate_up;          // groups of 8 gates and 8 ups in turn
+  BlockWeight down;
 };
 
 struct Decoder {
@@ -40,7 +40,7 @@ struct Decoder {
   const float* embedding;       // (vocabulary, hidden)
   const float* cosines;         // (positions, rotated / 2)
   const float* sines;
-  Int8Weight head;              // outputs padded to a multiple of 8
+  BlockWeight head;             // outputs padded to a multiple of 8
   Paging paging;
 };
 
@@ -48,7 +48,7 @@ struct Scratch {
   float* x;                     // (tokens, hidden)
   float* wide;                  // (tokens, the widest of qkv and intermediate)
   float* narrow;                // (tokens, heads * dim, or hidden)
-  Activations quantized;        // (tokens, the widest input)
+  Activations quantized;        // (tokens, the widest input), room for 16 bits a value
   std::int64_t widest;          // inputs of any projection
   float* own_rows;              // (threads, widest)
   Activations own_quantized;    // (threads, widest)

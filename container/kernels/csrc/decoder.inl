@@ -49,12 +49,12 @@ struct Pass {
 
   Input own() const {
     const std::int64_t at = member.rank() * scratch.widest;
-    return {own_rows(), {scratch.own_quantized.values + at, scratch.own_quantized.scales + at / BLOCK}};
+    return {own_rows(), from(scratch.own_quantized, Kind::INT8, at)};  // places lie as the wider kind needs them
   }
 
-  // Norms `count` rows and quantizes them in one go; row i is source(i).
+  // Norms `count` rows and quantizes them in one go, for weights of `kind`; row i is source(i).
   template <class Source>
-  Input norm(int count, const float* weight, Source&& source) {
+  Input norm(int count, const float* weight, Kind kind, Source&& source) {
     const int hidden = decoder.hidden;
     const Input input = count == 1 ? own() : Input{scratch.narrow, scratch.quantized};
     float* rows = count == 1 ? own_rows() : scratch.narrow;
@@ -62,7 +62,7 @@ struct Pass {
       const std::int64_t at = static_cast<std::int64_t>(row) * hidden;
       float* to = rows + at;
       normalize(source(row), weight, hidden, decoder.epsilon, to);
-      if (!decoder.plain) quantize_row(to, hidden, input.quantized.values + at, input.quantized.scales + at / BLOCK);
+      if (!decoder.plain) quantize_row(kind, to, hidden, from(input.quantized, kind, at));
     };
     if (count == 1) {
       prepare(0);
@@ -73,21 +73,21 @@ struct Pass {
     return input;
   }
 
-  Input quantize_rows(const float* x, int inputs) {
+  Input quantize_rows(const float* x, const BlockWeight& weight) {
     if (decoder.plain) return {x, scratch.quantized};
     if (step.tokens == 1) {
       const Input input = own();
-      quantize_row(x, inputs, input.quantized.values, input.quantized.scales);
+      quantize_row(weight.kind, x, weight.inputs, input.quantized);
       return {x, input.quantized};
     }
-    quantize(member, x, step.tokens, inputs, scratch.quantized);
+    quantize(member, weight.kind, x, step.tokens, weight.inputs, scratch.quantized);
     member.barrier();
     return {x, scratch.quantized};
   }
 
   // Calls write(group, token, results).
   template <int GROUPS, class Write>
-  void project(const Int8Weight& weight, const Input& input, int tokens, Write&& write) {
+  void project(const BlockWeight& weight, const Input& input, int tokens, Write&& write) {
     if (!decoder.plain) {
       multiply<GROUPS>(member, weight, input.quantized, tokens, write);
     } else {
@@ -134,9 +134,9 @@ struct Pass {
               scratch.attention, scratch.attention_floats);
   }
 
-  void add_projection(const Int8Weight& weight, const float* x) {
+  void add_projection(const BlockWeight& weight, const float* x) {
     const int hidden = decoder.hidden;
-    const Input input = quantize_rows(x, weight.inputs);
+    const Input input = quantize_rows(x, weight);
     project<1>(weight, input, step.tokens, [&](int group, int token, const f8 (&result)[1]) {
       float* to = scratch.x + static_cast<std::int64_t>(token) * hidden + group * GROUP;
       store(to, load(to) + result[0] + bias_of(weight, group));
@@ -145,7 +145,7 @@ struct Pass {
 
   void mlp(const DecoderLayer& layer) {
     const int intermediate = decoder.intermediate;
-    const Input input = norm(step.tokens, layer.mlp_norm, [&](int row) { return residual(row); });
+    const Input input = norm(step.tokens, layer.mlp_norm, layer.gate_up.kind, [&](int row) { return residual(row); });
     const auto& both = layer.gate_up;
     project<2>(both, input, step.tokens, [&](int group, int token, const f8 (&result)[2]) {
       const f8 gate = result[0] + bias_of(both, group), up = result[1] + bias_of(both, group + 1);
@@ -159,7 +159,7 @@ struct Pass {
     embed();
     for (int at = 0; at < decoder.layer_count; ++at) {
       const auto& layer = decoder.layers[at];
-      const Input input = norm(step.tokens, layer.attention_norm, [&](int row) { return residual(row); });
+      const Input input = norm(step.tokens, layer.attention_norm, layer.qkv.kind, [&](int row) { return residual(row); });
       const std::int64_t width = layer.qkv.outputs;
       project<1>(layer.qkv, input, step.tokens, [&](int group, int token, const f8 (&result)[1]) {
         store(scratch.wide + token * width + group * GROUP, result[0] + bias_of(layer.qkv, group));
@@ -173,7 +173,8 @@ struct Pass {
 
   void logits() {
     if (step.wanted_count == 0) return;
-    const Input input = norm(step.wanted_count, decoder.last_norm, [&](int row) { return residual(step.wanted[row]); });
+    const Input input = norm(step.wanted_count, decoder.last_norm, decoder.head.kind,
+                             [&](int row) { return residual(step.wanted[row]); });
     const std::int64_t width = decoder.head.outputs;
     project<1>(decoder.head, input, step.wanted_count, [&](int group, int row, const f8 (&result)[1]) {
       store(step.logits + row * width + group * GROUP, result[0] + bias_of(decoder.head, group));

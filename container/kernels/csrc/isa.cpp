@@ -5,6 +5,7 @@
 #include "vectors.hpp"
 
 #include "attention.inl"
+#include "blocks.inl"
 #include "gemm.inl"
 #include "decoder.inl"
 
@@ -16,7 +17,7 @@ namespace STRONGROOM_ISA {
 
 extern const Operators operators;
 const Operators operators = {STRONGROOM_TEXT(STRONGROOM_ISA), attention, quantize,
-                             multiply_int8, multiply_plain, forward};
+                             multiply_blocks, multiply_plain, forward};
 
 }  // namespace STRONGROOM_ISA
 }  // namespace strongroom

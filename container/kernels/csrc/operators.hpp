@@ -11,7 +11,7 @@ struct Operators {
   const char* name;
   Attention* attention;
   Quantize* quantize;
-  MultiplyInt8* multiply_int8;
+  Multiply* multiply;
   MultiplyPlain* multiply_plain;
   Forward* forward;
 };

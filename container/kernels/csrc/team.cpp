@@ -50,7 +50,7 @@ pid_t own_id() { return static_cast<pid_t>(syscall(SYS_gettid)); }
 
 // Nanoseconds the thread has run, -1 when they cannot be told.
 std::int64_t ran_ns(pid_t thread) {
-  const auto clock = static_cast<clockid_t>((~static_cast<unsigned>(thread) << 3) | 6);  // clock_getres(2): CPU time
+  const auto clock = static_cast<clockid_t>((~static_cast<unsigned>(thread) << 3) | 6);  // as pthread_getcpuclockid
   timespec ran{};
   if (clock_gettime(clock, &ran) != 0) return -1;
   return std::int64_t{ran.tv_sec} * 1'000'000'000 + ran.tv_nsec;

@@ -1,0 +1,1 @@
+"""Triton's kernels on a CPU: interpreted (tests/conftest.py), and compiled for a device that is not there."""
