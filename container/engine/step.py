@@ -27,6 +27,8 @@ from container.engine.request import SampledToken, SamplingParams
 ROW_SAMPLES = 1  # the row's last token gets logits and one sampled successor
 ROW_HOLDS_STOPS = 2  # min_tokens not reached: the slot's stop ids cannot be drawn
 ROW_PROMPT_LOGPROBS = 4  # logprobs of this row's prompt tokens are wanted
+# The row's one token is what its slot's last row samples, which may not be known yet; the plan's is not read.
+ROW_FED = 8
 
 
 def ints(values: Sequence[int] = ()) -> array[int]:

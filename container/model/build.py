@@ -7,103 +7,33 @@ Invariant: native only after both probes passed; otherwise compat, with the reas
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from container.engine.step import Runner
 from container.kernels.attention import KVType
-from container.model import division, fused, probe, shape, surgery
+from container.model import device_start, division, fused, probe, shape, surgery
 from container.model import parts as parts_made
 from container.model.compat import CompatRunner, PlainModel
-from container.model.grammar import GrammarCache
+from container.model.facts import Clock, ModelFacts, ModelRefused
+from container.model.folders import parts_of
+from container.model.fused_model import KV_TYPES, page_token_bytes
 from container.model.group import Group
 from container.model.kv_cache import KVCache
 from container.model.load import LoadedModel, quiet, read_config
-from container.model.masks import masks_over
 from container.model.packed import PackedModel
 from container.model.positions import freeze_positions
-from container.model.preparation import Preparation, facts_of
-from container.model.probe import Measured, ProbeFailed, ProbeReason
+from container.model.preparation import Preparation, compute_dtype, facts_of
 from container.model.quantize_checkpoint import full_precision
-from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler, StepModel
+from container.model.replay import Measured, ProbeFailed, ProbeReason
+from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler, native_runner
 from container.model.shape import RunnerConfig, Sizes
-from container.model.shard_files import source_sha256
-from container.model.source import ModelSource
+from container.model.source import ModelSource, source_sha256
 from container.model.steps import LayerSteps, Prepared
-
-
-class ModelRefused(Exception):
-    """The model fails the probe and compat is off."""
-
-    def __init__(self, reason: ProbeReason) -> None:
-        super().__init__(f"the model cannot run natively ({reason.value})\nhint: allow compat")
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What is worth telling about a loaded model; no content, no names of tensors."""
-
-    runner: str  # native | compat
-    reason: ProbeReason | None  # why not native
-    architecture: str
-    parameters: int
-    dtype: str
-    eos_token_ids: tuple[int, ...]
-    seconds: dict[str, float] = field(default_factory=dict)  # by phase of loading
-    fused: dict[str, int] = field(default_factory=dict)  # modules replaced, by surgery.Part
-    quantize: str = "none"  # the scheme, one of quantize_choose.Scheme
-    quantize_reason: str = ""  # why this one
-    operators: str = "torch"  # torch | products (native, of int8 blocks) | fused (whole steps are native)
-    quantized: str = ""  # what was quantized and what was left, in counts
-
-
-class _Clock:
-    """Adds up the seconds of each phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - begun, 3)
-
-
-def build_runner(
-    config: RunnerConfig,
-    source: ModelSource,
-    progress: Callable[[str], None],
-    group: Group | None = None,
-    steps: LayerSteps | None = None,
-    *,
-    grammars: GrammarCache | None = None,
-) -> tuple[Runner, ModelFacts]:
-    """Return a runner for this rank's part of the model in `source`, and facts about the model.
-
-    With `grammars` (see container.model.grammar.over) sampling can be held to them, where they are available.
-    Sets torch's thread count for the process. `progress` receives a short phrase per phase. All ranks of
-    `group` must call this together; the runners of ranks other than 0 follow: they take the same plans and
-    return results without rows. Raises LoadError (ShardRefused where the model cannot be divided),
-    SourceError, SizingError, QuantizeRefused, GroupBroken, and ModelRefused when only compat would do and it
-    is off.
-    """
-    from container.model.sampler import Sampler, score
-
-    def make_sampler(vocabulary: int) -> Sampler:
-        return Sampler(vocabulary, masks_over(grammars, vocabulary, shape.physical_cores()))
-
-    return assemble(config, source, progress, make_sampler, score, group, steps)
 
 
 def assemble(
@@ -115,7 +45,8 @@ def assemble(
     group: Group | None = None,
     steps: LayerSteps | None = None,
 ) -> tuple[Runner, ModelFacts]:
-    """As build_runner, with the sampler given: a factory that takes the vocabulary, and a scorer.
+    """As container.model.start.build_runner, with the sampler given: a factory that takes the vocabulary,
+    and a scorer.
 
     `steps` stand in for those that the settings ask for (parts prepared beforehand).
     """
@@ -138,11 +69,15 @@ class _Start:
     ) -> None:
         self._config = config
         self._progress = progress
-        self._clock = _Clock()
-        self._dtype = shape.compute_dtype(config.dtype, shape.cpu_flags())
-        self._source = full_precision(source, self._dtype)
+        self._clock = Clock()
         self._given = steps
         self._together = group is not None and group.size > 1
+        self._device = None if self._together else device_start.found()
+        if self._device is not None and config.dtype == "auto":
+            config = self._config = replace(config, dtype="bfloat16")
+        self._dtype = compute_dtype(config.dtype, config.quantize, source, alone=not self._together)
+        self._parts = parts_of(config, source)
+        self._source = full_precision(source, self._dtype)
         torch.set_num_threads(division.threads(config, group.size if group is not None else 1))
         quiet()
 
@@ -152,6 +87,9 @@ class _Start:
         fused_runner = self._fused(prepared, loaded, make_sampler, score)
         if fused_runner is not None:
             return fused_runner, self._facts(loaded, None, prepared, operators="fused")
+        device_runner = self._on_device(prepared, loaded, make_sampler, score)
+        if device_runner is not None:
+            return device_runner, self._facts(loaded, None, prepared, operators="device")
         known = self._structure()
         measured, reason = self._judge(prepared, loaded, known)
         if measured is None and prepared.fused_unjudged:
@@ -192,7 +130,7 @@ class _Start:
         """
         if prepared.native is None:
             return None
-        kv_type = fused.KV_TYPES[self._config.kv_dtype]
+        kv_type = KV_TYPES[self._config.kv_dtype]
         self._progress("comparing with the reference")
         with self._clock.phase("fuse"):
             taken = fused.fuse(loaded, partial(self._freeze, loaded, kv_type), prepared.native)
@@ -202,7 +140,36 @@ class _Start:
             raise prepared.overflow()
         sizes = self._sizes(taken.measured, self._wanted(loaded.text_config), kv_type=kv_type)
         packed = taken.model(sizes.limits(), kv_type)
-        return _runner(packed, taken.measured, sizes, self._config, make_sampler, score)
+        vocabulary = taken.measured.vocabulary
+        return native_runner(packed, make_sampler(vocabulary), score, sizes, vocabulary, self._config)
+
+    def _on_device(
+        self,
+        prepared: Preparation,
+        loaded: LoadedModel,
+        make_sampler: Callable[[int], SlotSampler],
+        score: Scorer,
+    ) -> NativeRunner | None:
+        """Return a runner on an accelerator, None where there is none or the model is not made for it."""
+        device = self._device
+        if device is None or prepared.quantizes:
+            return None
+        wanted = self._wanted(loaded.text_config)
+
+        def freeze(measured: Measured) -> int:
+            sized = device_start.sizes(device, self._config, measured, wanted, self._dtype)
+            freeze_positions(loaded.model, sized.sequence_tokens)
+            return sized.sequence_tokens
+
+        self._progress("comparing with the reference")
+        with self._clock.phase("place"):
+            placed = device_start.place(device, loaded, freeze)
+        if placed is None:
+            return None
+        sized = placed.sizes(self._config, wanted)
+        self._progress("capturing")
+        with self._clock.phase("capture"):
+            return placed.runner(sized, self._config, make_sampler(placed.measured.vocabulary), score)
 
     def _freeze(self, loaded: LoadedModel, kv_type: KVType | None, measured: Measured) -> int:
         """Freeze positions for the longest sequence that memory allows, and return its tokens."""
@@ -256,12 +223,10 @@ class _Start:
     def _with_parts(self, prepared: Preparation, size: int) -> LayerSteps:
         """Return the steps, on parts made beforehand where there are any for these choices."""
         steps = self._steps(prepared)
-        root = None if self._config.parts_dir is None else Path(self._config.parts_dir)
-        folder = parts_made.found(root, size, prepared.choice.scheme)
+        folder = parts_made.found(self._parts, size, prepared.choice.scheme)
         if folder is None:
             return steps
-        weights = next(self._source.stored(), None)
-        digest = None if weights is None else source_sha256(self._source)
+        digest = source_sha256(self._source)
         return replace(steps, prepared=Prepared(folder, prepared.recipe, digest))
 
     def _judge(
@@ -281,7 +246,7 @@ class _Start:
             return None, failure.reason
 
     def _wanted(self, text: Any) -> int:
-        return shape.wanted_tokens(text, self._config)
+        return shape.wanted_tokens(*shape.reach(text), self._config)
 
     def _sizes(
         self,
@@ -293,8 +258,8 @@ class _Start:
     ) -> Sizes:
         """Return what fits; `kv_type` is that of pages, None stands for slabs."""
         if kv_type is not None:
-            page = fused.token_bytes(measured.layers, kv_type, self._config.block_tokens)
-            return shape.size(self._config, wanted, page, budget_bytes)
+            page = page_token_bytes(measured.layers, kv_type, self._config.block_tokens)
+            return shape.size(self._config, wanted, page, budget_bytes, paged=True)
         shape.check_kv_dtype(self._config.kv_dtype, self._dtype)
         windows = shape.kv_bytes_by_window(measured.layers, self._dtype)
         token_bytes = shape.kv_bytes_per_token(measured.layers, self._dtype)
@@ -350,20 +315,8 @@ def _native(
 ) -> NativeRunner:
     kv = KVCache(measured.layers, next(loaded.model.parameters()).dtype, sizes.limits())
     packed = PackedModel(loaded.model, kv, group)
-    return _runner(packed, measured, sizes, config, make_sampler, score)
-
-
-def _runner(
-    packed: StepModel,
-    measured: Measured,
-    sizes: Sizes,
-    config: RunnerConfig,
-    make_sampler: Callable[[int], SlotSampler],
-    score: Scorer,
-) -> NativeRunner:
-    capacity = sizes.capacity(measured.vocabulary)
-    capacity = replace(capacity, prefix_cache=config.prefix_cache)
-    return NativeRunner(packed, make_sampler(measured.vocabulary), score, sizes, capacity)
+    sampler = make_sampler(measured.vocabulary)
+    return native_runner(packed, sampler, score, sizes, measured.vocabulary, config)
 
 
 def _compat(

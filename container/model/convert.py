@@ -3,13 +3,17 @@
 Owns: the conversion (weights, configuration, tokenizer, chat template, end-of-sequence ids), done once.
 Must not know: what serves the result, sealing, any particular model.
 Invariant: `out_dir` is absent or complete and on disk; a crash leaves only a temporary directory beside it.
+
+    python -m container.model.convert --gguf FILE --out DIRECTORY
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -21,6 +25,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
 
+EXIT_USAGE: Final = 2
 CONVERTER_VERSION: Final = 2  # part of cache keys: raise it when the output for the same file changes
 
 Progress = Callable[[str, float], None]  # (what is being done, share done in [0, 1])
@@ -225,3 +230,31 @@ def _flush_entry(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert one file and print one line of JSON about it; return the exit status."""
+    parser = argparse.ArgumentParser(prog="strongroom package build", allow_abbrev=False)
+    parser.add_argument("--gguf", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(argv)
+    try:
+        convert_gguf(options.gguf, options.out, _told)
+    except (ConversionError, OSError) as error:
+        said = str(error) if isinstance(error, ConversionError) else "the system refused to read or to write"
+        print(f"error: {said}", file=sys.stderr)
+        return EXIT_USAGE
+    except ValueError:  # what the GGUF reader raises for a file that is none
+        print("error: the file is not a GGUF that can be read", file=sys.stderr)
+        return EXIT_USAGE
+    shown = {"folder": str(options.out), "converter": CONVERTER_VERSION}
+    print(json.dumps(shown, separators=(",", ":")), flush=True)
+    return 0
+
+
+def _told(phrase: str, share: float) -> None:
+    print(f"convert: {phrase} ({share:.0%})", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

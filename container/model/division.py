@@ -31,7 +31,7 @@ from container.model.group import Group
 from container.model.load import BUILDING, LoadedModel, load
 from container.model.parallel import arm
 from container.model.positions import GIVEN
-from container.model.probe import Measured, ProbeFailed
+from container.model.replay import Measured, ProbeFailed, probe_sequences
 from container.model.shape import RunnerConfig, Sizes, SizingError
 from container.model.shrink import shrink
 from container.model.source import StoredTensor
@@ -49,6 +49,9 @@ class _Copy:
 
     def file(self, name: str) -> bytes | None:
         return self._config if name == "config.json" else None
+
+    def weights_sha256(self) -> None:
+        return None
 
     def stored(self) -> Iterator[tuple[str, StoredTensor]]:
         for name, tensor in self._tensors.items():
@@ -80,7 +83,7 @@ def probe_division(config: Any, group: Group) -> bool:
             whole.eval().requires_grad_(False)
             for parameter in whole.parameters():  # norms and biases too, or a wrong cut of them would pass
                 parameter.normal_(float(parameter.dim() == 1), probe.WEIGHT_STD)
-        sequences = probe.probe_sequences(small.vocab_size)
+        sequences = probe_sequences(small.vocab_size)
         references = probe.reference_logits(whole, sequences)
         loaded = load(
             _Copy(whole),
@@ -108,7 +111,7 @@ def probe_shards(loaded: LoadedModel, group: Group, fuse: Callable[[], None]) ->
     """
     arm(loaded.model, group)
     text = loaded.text_config
-    sequences = probe.probe_sequences(text.vocab_size)
+    sequences = probe_sequences(text.vocab_size)
     references = probe.reference_logits(loaded.model, sequences, group)
     fuse()
     probe.hooked(loaded.use_hook)

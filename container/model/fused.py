@@ -8,40 +8,32 @@ fails. Nothing runs fused that did not give the logits of its plain form.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from container.kernels import int8
-from container.kernels.attention import AttentionRow, AttentionShape, KVType, PageLayout
-from container.kernels.decoder import FusedDecoder, Gate, Layer, Weights
+from container.kernels import blocks
+from container.kernels.attention import AttentionShape
+from container.kernels.block_weight import GROUP, ArrangedBlocks
+from container.kernels.decoder import Gate, Layer, Weights
+from container.kernels.memory import Floats
 from container.kernels.operators import Native
 from container.model import probe
-from container.model.kv_cache import KVLimits, LayerShape
-from container.model.kv_pages import PagedKV
+from container.model.fused_model import Fused, verify
+from container.model.kv_limits import LayerShape
 from container.model.load import LoadedModel
-from container.model.packed import PackedRow
 from container.model.quantize_modules import PackedLinear, plain_activations
-from container.model.quantize_native import NativeInt8
+from container.model.quantize_native import NativeBlocks, parts_of
+from container.model.replay import Measured, ProbeFailed, probe_sequences
 
 LAYER: Final = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION: Final = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS: Final = {"q_norm", "k_norm"}
 MLP: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 GATES: Final = {"silu": Gate.SILU, "swish": Gate.SILU, "gelu_pytorch_tanh": Gate.GELU_TANH}
-# Of keys and values by setting. Fewer bits are never chosen unasked: bfloat16 moves the demo model's logits
-# by 0.7 on a short prompt, enough to turn a near tie.
-KV_TYPES: Final = {
-    "auto": KVType.FLOAT32,
-    "float32": KVType.FLOAT32,
-    "bfloat16": KVType.BFLOAT16,
-    "int8": KVType.INT8,
-}
-PROBE_PAGE_TOKENS: Final = 4  # short, so that the probe's sequences cross pages
 
 
 class NotFused(Exception):
@@ -53,15 +45,14 @@ class _Moved:
     """Linear layers whose weights now lie in one, in the order of its groups of outputs."""
 
     members: list[PackedLinear]
-    joined: int8.ArrangedInt8
+    joined: ArrangedBlocks
     interleaved: bool
 
     def give_back(self) -> None:
         counts = [member.out_features for member in self.members]
-        values = int8.split(self.joined.values, counts, interleaved=self.interleaved)
-        scales = int8.split(self.joined.scales, counts, interleaved=self.interleaved)
-        for member, weight, scale in zip(self.members, values, scales, strict=True):
-            member.set_parts(member.form, {"weight": weight, "weight_scale": scale})
+        weights = blocks.split(self.joined, counts, interleaved=self.interleaved)
+        for member, weight in zip(self.members, weights, strict=True):
+            member.set_parts(member.form, parts_of(weight))
 
 
 class Takeover:
@@ -80,7 +71,7 @@ class Takeover:
         cosines, sines = _rotations(base, positions)
         self.weights = Weights(
             layers=[self._layer(*each) for each in zip(base.layers, attentions, strict=True)],
-            embedding=base.embed_tokens.weight.detach().float().contiguous(),
+            embedding=base.embed_tokens.weight.detach().float().contiguous().numpy(),
             last_norm=_vector(base.norm),
             head=self._take([model.lm_head]),
             cosines=cosines,
@@ -103,13 +94,13 @@ class Takeover:
             down=self._take([mlp.down_proj]),
         )
 
-    def _take(self, members: list[PackedLinear], *, interleaved: bool = False) -> int8.ArrangedInt8:
+    def _take(self, members: list[PackedLinear], *, interleaved: bool = False) -> ArrangedBlocks:
         arranged = []
         for member in members:
-            assert isinstance(member.form, NativeInt8), "checked before anything is moved"
-            bias = member.bias if member.bias is None else int8.padded_bias(member.bias)
+            assert isinstance(member.form, NativeBlocks), "checked before anything is moved"
+            bias = member.bias if member.bias is None else blocks.padded_bias(member.bias)
             arranged.append(replace(member.form.arranged(member.parts()), bias=bias))
-        joined = int8.join(arranged, interleaved=interleaved)
+        joined = blocks.join(arranged, interleaved=interleaved)
         for member in members:  # the joined copy stands for them from here on
             nothing = {name: part.new_empty(0) for name, part in member.parts().items()}
             member.set_parts(member.form, nothing)
@@ -139,7 +130,7 @@ def _attentions(base: Any, shapes: Sequence[LayerShape]) -> list[AttentionShape]
 
 
 def check(model: Any) -> None:
-    """Raise NotFused unless the modules of `model` are those of the common form, in int8 blocks."""
+    """Raise NotFused unless the modules of `model` are those of the common form, in blocks of integers."""
     base = getattr(model, "model", None)
     layers = getattr(base, "layers", None)
     if not layers or not all(hasattr(base, name) for name in ("embed_tokens", "norm", "rotary_emb")):
@@ -159,12 +150,12 @@ def _check_layer(layer: nn.Module) -> None:
     linears = [attention.get_submodule(name) for name in sorted(ATTENTION)]
     linears += [mlp.get_submodule(name) for name in sorted(MLP - {"act_fn"})]
     _check_linears(linears)
-    if any(each.out_features % int8.GROUP for each in linears):  # type: ignore[operator]
+    if any(each.out_features % GROUP for each in linears):  # type: ignore[operator]
         raise NotFused("sizes")
 
 
 def _check_linears(modules: Sequence[nn.Module]) -> None:
-    if not all(isinstance(each, PackedLinear) and isinstance(each.form, NativeInt8) for each in modules):
+    if not all(isinstance(each, PackedLinear) and isinstance(each.form, NativeBlocks) for each in modules):
         raise NotFused("weights")
 
 
@@ -182,8 +173,8 @@ def _epsilon(norm: Any) -> float:
     return float(value)
 
 
-def _vector(norm: Any) -> Tensor:
-    vector: Tensor = norm.weight.detach().float().contiguous()
+def _vector(norm: Any) -> Floats:
+    vector: Floats = norm.weight.detach().float().contiguous().numpy()
     return vector
 
 
@@ -196,89 +187,17 @@ def _gate(config: Any) -> Gate:
 
 
 @torch.inference_mode()
-def _rotations(base: Any, positions: int) -> tuple[Tensor, Tensor]:
+def _rotations(base: Any, positions: int) -> tuple[Floats, Floats]:
     """Return cosines and sines (positions, rotated / 2) as the model's own rotation gives them."""
     cosines, sines = base.rotary_emb(torch.zeros(1, 1), torch.arange(positions)[None])
     half = cosines.shape[-1] // 2
     if cosines.dim() != 3 or half % 8 or not torch.equal(cosines[..., :half], cosines[..., half:]):
         raise NotFused("positions")
-    return cosines[0, :, :half].float().contiguous(), sines[0, :, :half].float().contiguous()
+    first, second = (each[0, :, :half].float().contiguous() for each in (cosines, sines))
+    return first.numpy(), second.numpy()
 
 
-class FusedModel:
-    """A model on the fused operators, with the pages it fills; stands where PackedModel does."""
-
-    def __init__(self, native: Native, weights: Weights, kv: PagedKV, *, plain: bool = False) -> None:
-        self.kv = kv
-        self._native = native
-        self._weights = weights
-        self._decoder = FusedDecoder(native, weights, kv.layout, plain=plain)
-
-    def logits(self, rows: Sequence[PackedRow]) -> Tensor:
-        """Run one step; return (sum of wanted, vocabulary) float32, row after row as given.
-
-        Raises KVBudgetExceeded.
-        """
-        tokens: array[int] = array("i")
-        positions: list[int] = []
-        wanted: list[int] = []
-        packed = []
-        for row in rows:
-            assert row.start == self.kv.written(row.slot), "a row does not go on where its slot ended"
-            first, count = len(tokens), len(row.tokens)
-            tokens.extend(row.tokens)
-            positions.extend(range(row.start, row.start + count))
-            wanted.extend(first + offset for offset in row.wanted)
-            packed.append(AttentionRow(first, count, row.start, self.kv.place(row.slot, row.start + count)))
-        return self._decoder.forward(tokens, positions, packed, wanted)
-
-    @property
-    def weights(self) -> Weights:
-        """What it computes with."""
-        return self._weights
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights."""
-        weights = self._weights
-        held = [weights.embedding, weights.last_norm, weights.cosines, weights.sines]
-        matrices = [weights.head]
-        for layer in weights.layers:
-            held += [layer.attention_norm, layer.mlp_norm]
-            held += [norm for norm in (layer.query_norm, layer.key_norm) if norm is not None]
-            matrices += [layer.qkv, layer.output, layer.gate_up, layer.down]
-        held += [part for each in matrices for part in (each.values, each.scales)]
-        held += [each.bias for each in matrices if each.bias is not None]
-        return sum(tensor.nbytes for tensor in held)
-
-    def close(self) -> None:
-        """Wipe keys, values and scratch, end the threads."""
-        self.kv.close()
-        self._decoder.wipe()
-        self._native.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """A model that was taken over. `finite`: its quantized activations gave finite logits on the probe."""
-
-    native: Native
-    weights: Weights
-    measured: probe.Measured
-    finite: bool
-
-    def model(self, limits: KVLimits, kv_type: KVType) -> FusedModel:
-        """Return the model to serve with; called once."""
-        return FusedModel(self.native, self.weights, PagedKV(self.measured.layers, kv_type, limits))
-
-
-def token_bytes(layers: Sequence[LayerShape], kv_type: KVType, block_tokens: int) -> int:
-    """Return what a token's keys and values take in pages, all layers together, rounded up."""
-    shapes = [(layer.kv_heads, layer.key_dim) for layer in layers]
-    return -(-PageLayout.of(shapes, block_tokens, kv_type).page_bytes // block_tokens)
-
-
-def fuse(loaded: LoadedModel, freeze: Callable[[probe.Measured], int], native: Native) -> Fused | None:
+def fuse(loaded: LoadedModel, freeze: Callable[[Measured], int], native: Native) -> Fused | None:
     """Return the model on the fused operators, its weights moved out of `loaded`, or None.
 
     The weights must have been adopted by `native` (container.model.quantize_native). `freeze` is told the
@@ -289,13 +208,13 @@ def fuse(loaded: LoadedModel, freeze: Callable[[probe.Measured], int], native: N
         check(loaded.model)
     except NotFused:
         return None
-    sequences = probe.probe_sequences(loaded.text_config.vocab_size)
+    sequences = probe_sequences(loaded.text_config.vocab_size)
     try:
         with plain_activations():
             references = probe.reference_logits(loaded.model, sequences)
             probe.hooked(loaded.use_hook)
             measured = probe.measure(loaded.model, loaded.text_config.num_hidden_layers)
-    except probe.ProbeFailed:
+    except ProbeFailed:
         return None
     finally:
         loaded.use_reference()
@@ -304,27 +223,8 @@ def fuse(loaded: LoadedModel, freeze: Callable[[probe.Measured], int], native: N
         takeover = Takeover(loaded, measured.layers, positions)
     except NotFused:
         return None
-    results = _replay(native, takeover.weights, measured, sequences, plain=True)
-    pairs = zip(results, references, strict=True)
-    if not all(probe.agree(logits, reference, torch.float32) for logits, reference in pairs):
+    expected = [logits.numpy(force=True) for logits in references]
+    taken = verify(native, takeover.weights, measured, sequences, expected)
+    if taken is None:
         takeover.undo()
-        return None
-    quantized = _replay(native, takeover.weights, measured, sequences, plain=False)
-    finite = all(bool(logits.isfinite().all()) for logits in quantized)
-    return Fused(native, takeover.weights, measured, finite)
-
-
-def _replay(
-    native: Native,
-    weights: Weights,
-    measured: probe.Measured,
-    sequences: Sequence[Sequence[int]],
-    *,
-    plain: bool,
-) -> list[Tensor]:
-    """Return the logits of all tokens of each of `sequences`."""
-    limits = KVLimits(len(sequences), max(map(len, sequences)), PROBE_PAGE_TOKENS, 1)
-    kv = PagedKV(measured.layers, KVType.FLOAT32, limits)
-    results = probe.replay(FusedModel(native, weights, kv, plain=plain).logits, sequences)
-    kv.close()
-    return [torch.cat(parts) for parts in results]
+    return taken

@@ -22,13 +22,10 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
-import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from container.engine.grammar import GrammarState
 from container.engine.request import Grammar, GrammarKind
-from container.model.load import end_of_sequence, read_config
-from container.model.quantize_checkpoint import full_precision
 from container.model.source import ModelSource
 
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -266,14 +263,25 @@ class GrammarCache:
         return None if matcher.is_error() else matcher
 
 
-def over(source: ModelSource) -> GrammarCache | None:
+def over(source: ModelSource, eos_token_ids: Sequence[int] | None = None) -> GrammarCache | None:
     """Return the grammars of the model in `source`, or None without a `tokenizer.json` or an end of sequence.
 
-    Raises LoadError and SourceError, as loading the model does.
+    Without `eos_token_ids` they are those of the model's configuration. Raises LoadError and SourceError, as
+    loading the model does.
     """
     raw = source.file(TOKENIZER_FILE)
-    eos = end_of_sequence(source, read_config(full_precision(source, torch.float32)))
+    eos = _configured_ends(source) if eos_token_ids is None else eos_token_ids
     return GrammarCache(raw, eos) if raw is not None and eos else None
+
+
+def _configured_ends(source: ModelSource) -> Sequence[int]:
+    # imported where they are needed: by themselves they take longer than a ready decoder to load
+    import torch
+
+    from container.model.load import end_of_sequence, read_config
+    from container.model.quantize_checkpoint import full_precision
+
+    return end_of_sequence(source, read_config(full_precision(source, torch.float32)))
 
 
 def _digest(grammar: Grammar) -> bytes:

@@ -8,9 +8,10 @@ never answers from a rank that has failed: a call raises GroupBroken or the proc
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GroupBroken(RuntimeError):

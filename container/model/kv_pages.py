@@ -13,27 +13,44 @@ A layer with a window keeps all positions too, since a page holds all layers: a 
 full one does, where slabs keep a ring (for a window of 512 of 8,192 tokens in 5 of 6 layers that is 4.5 times
 the memory). Attention skips what lies outside of the window.
 
-Budget: a page that several sequences read counts once. The engine admits by the sum of lengths, which is
-never less, so that it cannot admit too much.
+Budget: one page per block id of the engine's. Its sequences hold an id for every page they write or read, and
+an id given out anew is forgotten first, so that there are never more pages than ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from container.kernels.attention import Addresses, KVType, PageLayout
-from container.model.kv_cache import KVBudgetExceeded, KVLimits, LayerShape
+from container.model.kv_limits import KVBudgetExceeded, KVLimits, LayerShape
 from container.model.kv_page_memory import PageMemory
+
+
+class PageStore(Protocol):
+    """Where pages come from: container.model.kv_page_memory on a host, device_pages on a device."""
+
+    @property
+    def held_pages(self) -> int: ...
+
+    @property
+    def resident_bytes(self) -> int: ...
+
+    def take(self) -> int: ...
+
+    def give_back(self, address: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
 class Page:
     """One block's memory, and who refers to it."""
 
-    address: int
+    address: int  # in host memory, or the page's number on a device
     readers: int = 0  # slots whose sequence has it
     names: int = 0  # block ids it is published under
 
@@ -63,15 +80,24 @@ class Held:
 class PagedKV:
     """Pages by slot and published pages by block id. Not thread-safe; the runner is its only user."""
 
-    def __init__(self, layers: Sequence[LayerShape], kv_type: KVType, limits: KVLimits) -> None:
-        """Raises ValueError when a layer's keys and values differ in width, or a page is too long."""
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        kv_type: KVType,
+        limits: KVLimits,
+        memory: PageStore | None = None,
+    ) -> None:
+        """Pages of `memory`, of host memory unless given.
+
+        Raises ValueError when a layer's keys and values differ in width, or a page is too long.
+        """
         if any(layer.key_dim != layer.value_dim for layer in layers):
             raise ValueError("keys and values of one layer differ in width")
         shapes = [(layer.kv_heads, layer.key_dim) for layer in layers]
         self.layout = PageLayout.of(shapes, limits.block_tokens, kv_type)
         self._limits = limits
         self._largest = limits.held_tokens(None)
-        self._memory = PageMemory(self.layout.page_bytes)
+        self._memory: PageStore = memory or PageMemory(self.layout.page_bytes)
         self._held: dict[int, Held] = {}
         self._published: dict[int, Page] = {}
         self._resident = 0
@@ -84,6 +110,11 @@ class PagedKV:
     @property
     def stored_blocks(self) -> int:
         return len(self._published)
+
+    @property
+    def held_pages(self) -> int:
+        """Pages that a sequence reads or a block id names."""
+        return self._memory.held_pages
 
     @property
     def slab_bytes(self) -> int:
@@ -213,7 +244,7 @@ class PagedKV:
         for page in readers.keys() | names.keys():
             assert page.readers == readers.get(page, 0), "readers are miscounted"
             assert page.names == names.get(page, 0), "names are miscounted"
-        assert self._memory.held_pages == len(readers.keys() | names.keys()), "a page is leaked"
+        assert self.held_pages == len(readers.keys() | names.keys()), "a page is leaked"
         assert self._resident == sum(resident.values()), "resident tokens are miscounted"
 
     def _charge(self, tokens: int) -> None:

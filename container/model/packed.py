@@ -12,9 +12,8 @@ shelf are computed in one batched call.
 from __future__ import annotations
 
 import itertools
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,19 +22,7 @@ from torch import Tensor
 from container.model.attention import Call, Run, Span, Step, attending
 from container.model.group import Group, Solo
 from container.model.kv_cache import KVCache, Place
-
-
-@dataclass(slots=True)
-class PackedRow:
-    """Tokens at positions start, start + 1, ... of the sequence in `slot`.
-
-    `wanted` are offsets into the row whose logits are to be returned.
-    """
-
-    slot: int
-    start: int
-    tokens: Sequence[int] | array[int] = field(repr=False)
-    wanted: Sequence[int] = ()
+from container.model.rows import PackedRow
 
 
 class PackedModel:
@@ -45,6 +32,10 @@ class PackedModel:
         self.kv = kv
         self._model = model
         self._group = group or Solo()
+
+    def mode(self) -> AbstractContextManager[object]:
+        """Return what whole steps run in, and all that touches the slabs between them."""
+        return torch.inference_mode()
 
     def logits(self, rows: Sequence[PackedRow], calls: list[Call] | None = None) -> Tensor | None:
         """Run one step; return (sum of wanted, vocabulary) float32, row after row as given, on rank 0.
@@ -85,9 +76,16 @@ class PackedModel:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all parameters and buffers; storage that several share counts once."""
+        return sum(self._storages().values())
+
+    def weight_blocks(self) -> list[tuple[int, int]]:
+        """Return address and bytes of each storage in host memory."""
+        return [(address, size) for (device, address), size in self._storages().items() if device == "cpu"]
+
+    def _storages(self) -> dict[tuple[str, int], int]:
         tensors = itertools.chain(self._model.parameters(), self._model.buffers())
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        return sum(storages.values())
+        held = ((tensor.device.type, tensor.untyped_storage()) for tensor in tensors)
+        return {(device, storage.data_ptr()): storage.nbytes() for device, storage in held}
 
     def close(self) -> None:
         """Wipe KV and let go of the weights."""

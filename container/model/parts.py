@@ -6,9 +6,12 @@ Invariant: a folder is there whole or not at all; what a start finds in it was m
 from the weights beside it, or the start refuses. Where the weights have been taken away there is nothing to
 compare with, and nothing else to serve; until then every start reads them once for their digest.
 
-    DIRECTORY/parts/tp2-int8-block/   manifest.json, model-rank-0-of-2.safetensors, ...
+    DIRECTORY/parts/tp2-int8-block/     manifest.json, model-rank-0-of-2.safetensors, ...
+    DIRECTORY/parts/ready-int8-block/   manifest.json, decoder.safetensors: one rank on the fused operators
+    DIRECTORY/parts/ready-int4-block/   the same
 
     python -m container.model.parts --model DIRECTORY --tensor-parallel N [--quantize SCHEME] [--surgery on]
+        [--out DIRECTORY]  the folder of parts instead of DIRECTORY/parts
 """
 
 from __future__ import annotations
@@ -17,59 +20,75 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from container.model import shape, surgery
+from container.model import ready, ready_make, surgery
+from container.model.folders import Folder
 from container.model.load import LoadError, quiet, read_config
-from container.model.preparation import Preparation, facts_of
+from container.model.preparation import Preparation, compute_dtype, facts_of
 from container.model.quantize_checkpoint import full_precision
-from container.model.quantize_choose import SETTINGS, QuantizeRefused, Scheme
+from container.model.quantize_choose import IN_BLOCKS, SETTINGS, QuantizeRefused, Scheme
 from container.model.shape import SizingError
-from container.model.shard_files import MANIFEST, Manifest, save_shards
+from container.model.shard_files import MANIFEST, MAX_MANIFEST_BYTES, save_shards
 from container.model.source import PARTS, DirectorySource, SourceError
 
 EXIT_USAGE: Final = 2
+CONFIG: Final = "config.json"
 MAX_RANKS: Final = 64
 
 
-def place(root: Path, size: int, scheme: Scheme) -> Path:
-    """Return where the parts for `size` ranks in `scheme` lie under `root`."""
-    return root / f"tp{size}-{scheme.value}"
+def name_of(size: int, scheme: Scheme) -> str:
+    """Return the folder's name of the parts for `size` ranks in `scheme`."""
+    return f"tp{size}-{scheme.value}"
 
 
-def found(root: Path | None, size: int, scheme: Scheme) -> Path | None:
-    """Return the folder of such parts, or None where nobody made them."""
+def found(root: Folder | None, size: int, scheme: Scheme) -> Folder | None:
+    """Return the folder of such parts, or None where nobody made them; raises SourceError."""
     if root is None:
         return None
-    folder = place(root, size, scheme)
-    return folder if (folder / MANIFEST).is_file() else None
+    folder = root.folder(name_of(size, scheme))
+    return None if folder.file(MANIFEST, MAX_MANIFEST_BYTES) is None else folder
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What `make` made, and where."""
+
+    folder: Path
+    quantization: str
 
 
 def make(
-    model: Path, size: int, quantize: str, dtype: str = "auto", fuse: str = "auto"
-) -> tuple[Path, Manifest]:
-    """Write the parts of the model in directory `model`; return their folder and manifest.
+    model: Path, size: int, quantize: str, dtype: str = "auto", fuse: str = "auto", out: Path | None = None
+) -> Made:
+    """Make the parts of the model in directory `model`, in `out` or, without it, in the folder beside it.
 
-    Raises SourceError, LoadError, SizingError, QuantizeRefused, OSError, and FileExistsError where they are
-    there already.
+    A lone rank whose model runs on the fused operators gets a ready decoder (see ready_files), any other its
+    state dict (see shard_files). Raises SourceError, LoadError, SizingError, QuantizeRefused, OSError, and
+    FileExistsError where they are there already.
     """
     quiet()
-    number_format = shape.compute_dtype(dtype, shape.cpu_flags())
-    source = full_precision(DirectorySource(model), number_format)
+    own, root = DirectorySource(model), out or model / PARTS
+    number_format = compute_dtype(dtype, quantize, own, alone=size == 1)
+    source = full_precision(own, number_format)
     prepared = Preparation(
         quantize, facts_of(read_config(source), number_format), surgery.parts(fuse), together=size > 1
     )
-    folder = place(model / PARTS, size, prepared.choice.scheme)
-    if folder.exists():
-        raise FileExistsError(f"{folder.name} is there already")
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    scheme = prepared.choice.scheme
+    if size == 1 and scheme in IN_BLOCKS and fuse != "on":
+        ready_folder = root / ready.FOLDERS[scheme.value]
+        with _appearing(ready_folder, model) as unfinished:
+            made_ready = ready_make.make(own, scheme, unfinished, _progress) is not None
+        if made_ready:
+            return Made(ready_folder, scheme.value)
+    folder = root / name_of(size, scheme)
     steps = prepared.steps
-    try:
-        manifest = save_shards(
+    with _appearing(folder, model) as unfinished:
+        save_shards(
             source,
             unfinished,
             size,
@@ -79,10 +98,28 @@ def make(
             steps.quantize or (lambda _: None),
             _progress,
         )
-        unfinished.replace(folder)
+    return Made(folder, scheme.value)
+
+
+@contextmanager
+def _appearing(folder: Path, model: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `folder` when the work in it is done and has left something.
+
+    Whoever may read the model's configuration may read its parts.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder.name} is there already")
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for path in unfinished.iterdir():
+            shutil.copymode(model / CONFIG, path)
+        if any(unfinished.iterdir()):
+            unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return folder, manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,18 +128,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--tensor-parallel", type=int, required=True)
     parser.add_argument("--quantize", choices=SETTINGS, default="none")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--surgery", choices=surgery.SETTINGS, default="auto")
     options = parser.parse_args(argv)
     if not 1 <= options.tensor_parallel <= MAX_RANKS:
         return _fail(f"`--tensor-parallel` is from 1 to {MAX_RANKS}")
     try:
-        folder, manifest = make(
-            options.model, options.tensor_parallel, options.quantize, fuse=options.surgery
+        made = make(
+            options.model,
+            options.tensor_parallel,
+            options.quantize,
+            fuse=options.surgery,
+            out=options.out,
         )
     except (SourceError, LoadError, SizingError, QuantizeRefused, OSError) as error:
         return _fail(str(error))
-    sizes = [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]
-    shown = {"folder": str(folder), "quantization": manifest.quantization, "part_bytes": sizes}
+    sizes = [path.stat().st_size for path in sorted(made.folder.glob("*.safetensors"))]
+    shown = {"folder": str(made.folder), "quantization": made.quantization, "part_bytes": sizes}
     print(json.dumps(shown, separators=(",", ":")), flush=True)
     return 0
 

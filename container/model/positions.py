@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import torch
-
 FIXED: Final = ("default", "linear", "yarn", "llama3", "proportional")
 BY_LENGTH: Final = ("longrope", "dynamic")
 GIVEN: Final = "strongroom_rope_type"  # on a frozen module: what its `rope_type` was
@@ -68,6 +66,12 @@ def _settings(text_config: Any) -> Iterator[Mapping[str, Any]]:
     yield from nested or [rope]
 
 
+def reaches_alike(text_config: Any) -> bool:
+    """Return whether frequencies are the same at every length, in all layers: they can be told once."""
+    kinds = [rope.get("rope_type", rope.get("type", "default")) for rope in _settings(text_config)]
+    return len(kinds) == 1 and kinds[0] in FIXED
+
+
 def freeze_positions(model: Any, sequence_tokens: int) -> None:
     """Fix the frequencies of length-dependent rotary encodings for sequences of `sequence_tokens`.
 
@@ -92,6 +96,8 @@ def freeze_positions(model: Any, sequence_tokens: int) -> None:
 
 def _choose(module: Any, sequence_tokens: int, layer_type: str | None = None) -> None:
     """Let the module set its frequencies as a lone sequence of `sequence_tokens` would."""
+    import torch  # not wherever the length of a window is asked for
+
     prefix = "" if layer_type is None else f"{layer_type}_"
     # Dynamic scaling grows from the longest sequence met so far: back to where it began.
     setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)

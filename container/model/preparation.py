@@ -14,15 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from container.kernels.operators import Native, NativeMissing, load
+from container.kernels.operators import Native, native_operators
 from container.model import probe, shape, surgery
-from container.model.load import LoadedModel, empty_model
+from container.model.load import LoadedModel, empty_model, read_config
 from container.model.quantize import Report, quantize
-from container.model.quantize_choose import Facts, QuantizeRefused, Scheme, choose
+from container.model.quantize_checkpoint import full_precision
+from container.model.quantize_choose import IN_BLOCKS, Facts, QuantizeRefused, Scheme, choose
 from container.model.quantize_modules import plain_activations
 from container.model.quantize_native import adopt
+from container.model.replay import Measured, ProbeFailed, ProbeReason, probe_sequences
 from container.model.shard import untouched
 from container.model.shard_files import Recipe
+from container.model.source import ModelSource
 from container.model.steps import LayerSteps
 
 
@@ -36,7 +39,7 @@ class Preparation:
         self.choice = choose(setting, facts)
         self.report = Report(self.choice.scheme)
         self.fused: dict[str, int] = {}
-        self.native: Native | None = None  # operators that hold the model's int8 blocks
+        self.native: Native | None = None  # operators that hold the model's blocks
         self._parts = parts
         # Alone and unquantized, surgery waits for the probe, which can undo it.
         self.judged_later = not together and not self.quantizes
@@ -83,9 +86,9 @@ class Preparation:
         if not self.quantizes:
             return
         try:
-            logits = probe.reference_logits(model, probe.probe_sequences(vocabulary))
+            logits = probe.reference_logits(model, probe_sequences(vocabulary))
         except AssertionError:  # what was fused turned out not to share its input
-            raise probe.ProbeFailed(probe.ProbeReason.BUILD_ERROR) from None
+            raise ProbeFailed(ProbeReason.BUILD_ERROR) from None
         if not all(rows.isfinite().all() for rows in logits):
             raise self.overflow()
 
@@ -105,19 +108,19 @@ class Preparation:
             raise QuantizeRefused(f"`{scheme}` fits no layer of this model\nhint: choose `none`")
 
     def adopt(self, model: Any, threads: int) -> None:
-        """Give int8 blocks to the native operators, where there are any."""
-        if self.choice.scheme is Scheme.INT8_BLOCK and native_operators():
+        """Give weights in blocks to the native operators, where there are any."""
+        if self.choice.scheme in IN_BLOCKS and native_operators():
             self.native = Native(threads)
             adopt(model, self.native)
 
-    def judge(self, loaded: LoadedModel, after_reference: Callable[[], None]) -> probe.Measured:
+    def judge(self, loaded: LoadedModel, after_reference: Callable[[], None]) -> Measured:
         """Probe B: the real weights, before and after hook and surgery; raises ProbeFailed.
 
         `after_reference` is called between the two. A model that fails with surgery is judged again without.
         """
         text = loaded.text_config
         layers = text.num_hidden_layers
-        sequences = probe.probe_sequences(text.vocab_size)
+        sequences = probe_sequences(text.vocab_size)
         references = probe.reference_logits(loaded.model, sequences)
         after_reference()
         probe.hooked(loaded.use_hook)
@@ -126,19 +129,23 @@ class Preparation:
             self._parts if self.judged_later else frozenset(),
             trial=lambda: probe.measure(loaded.model, layers),
             judge=lambda: probe.compare(loaded.model, sequences, references, layers),
-            failure=probe.ProbeFailed,
+            failure=ProbeFailed,
         )
         self.fused = fused or self.fused
         return measured
 
 
-def native_operators() -> bool:
-    """Return whether the package was built with native operators for this machine."""
-    try:
-        load()
-    except NativeMissing:
-        return False
-    return True
+def compute_dtype(setting: str, quantize: str, source: ModelSource, *, alone: bool) -> torch.dtype:
+    """Return the dtype to compute in; raises SizingError, LoadError, SourceError and QuantizeRefused.
+
+    The fused operators, which serve weights in blocks `alone`, compute in float32 wherever they run. `auto`
+    follows them: in bfloat16 the modules they are compared with would round more than they may differ.
+    """
+    dtype = shape.compute_dtype(setting, shape.cpu_flags())
+    if setting != "auto" or dtype is torch.float32 or not alone or not native_operators():
+        return dtype
+    facts = facts_of(read_config(full_precision(source, dtype)), dtype)
+    return torch.float32 if choose(quantize, facts).scheme in IN_BLOCKS else dtype
 
 
 def facts_of(config: Any, dtype: torch.dtype) -> Facts:

@@ -9,9 +9,7 @@ a layer's odd path would pass.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -21,47 +19,15 @@ from transformers import AutoModelForCausalLM
 from container.model import attention
 from container.model.attention import Call, Step, attending
 from container.model.group import Group, GroupBroken, Solo
-from container.model.kv_cache import KVCache, KVLimits, LayerShape
+from container.model.kv_cache import KVCache
+from container.model.kv_limits import KVLimits, LayerShape
 from container.model.load import BUILDING
-from container.model.packed import PackedModel, PackedRow
+from container.model.packed import PackedModel
+from container.model.replay import STEPS, Measured, ProbeFailed, ProbeReason, agree, probe_sequences
+from container.model.rows import PackedRow
 from container.model.shrink import CannotShrink, shrink
 
-LENGTHS: Final = (13, 9)  # tokens of the two probe sequences; both longer than the shrunk window
-# (sequence, first, last) rows of three packed steps: they mix prefill with decode and swap the order.
-STEPS: Final = (((0, 0, 7), (1, 0, 8)), ((1, 8, 9), (0, 7, 12)), ((0, 12, 13),))
 WEIGHT_STD: Final = 0.15  # large enough that a wrong key changes the logits
-LIMIT_FP32: Final = 1e-3  # relative error; the hook itself measures about 5e-7
-LIMIT_BF16: Final = 0.03  # rounding alone gave 0.011
-CLEAR_MARGIN: Final = 0.1  # logits: where the reference's best two are further apart, the best must agree
-# A rounded logit is off by up to an eps of its size, and two of them are compared: below twice that, the
-# order of the best two is noise. In bf16 the demo model's logits of 32 come in steps of 0.25.
-CLEAR_EPS: Final = 2.0
-
-
-class ProbeReason(enum.StrEnum):
-    """Why a model does not run natively. Closed: it is exported in metrics."""
-
-    PROBE_DIFF = "probe_diff"  # the logits differ
-    HOOK_COUNT = "hook_count"  # not exactly one call per layer and step
-    NO_HOOK = "no_hook"  # the model never calls the attention interface
-    MASK_SEEN = "mask_seen"  # the model builds a mask of its own, which the hook cannot honour
-    BUILD_ERROR = "build_error"  # it raised
-
-
-class ProbeFailed(Exception):
-    """The model must not run natively."""
-
-    def __init__(self, reason: ProbeReason) -> None:
-        super().__init__(reason.value)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a forward through the hook told about the model."""
-
-    layers: list[LayerShape]
-    vocabulary: int  # width of a row of logits
 
 
 def probe_structure(config: Any) -> bool:
@@ -92,12 +58,6 @@ def probe_structure(config: Any) -> bool:
 def _hook(model: Any) -> None:
     attention.register()
     model.set_attn_implementation(attention.HOOK)
-
-
-def probe_sequences(vocabulary: int) -> list[list[int]]:
-    """Return the two seeded probe sequences."""
-    generator = torch.Generator().manual_seed(11)
-    return [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
 def reference_logits(
@@ -189,36 +149,14 @@ def compare(
                 results[which].append(part)
     packed.kv.close()
     pairs = list(zip(results, references, strict=True)) if group.rank == 0 else []
-    same = all(agree(torch.cat(parts), reference, dtype) for parts, reference in pairs)
+    rounded = dtype == torch.bfloat16
+    same = all(
+        agree(torch.cat(parts).numpy(force=True), reference.numpy(force=True), bfloat16=rounded)
+        for parts, reference in pairs
+    )
     if not group.minimum(int(same)):
         raise ProbeFailed(ProbeReason.PROBE_DIFF)
     return measured
-
-
-def replay(
-    step: Callable[[list[PackedRow]], Tensor], sequences: Sequence[Sequence[int]]
-) -> list[list[Tensor]]:
-    """Return the logits of every token of the `sequences`, in parts, from the probe's packed steps."""
-    results: list[list[Tensor]] = [[] for _ in sequences]
-    for rows in STEPS:
-        logits = step(
-            [PackedRow(at, first, sequences[at][first:last], range(last - first)) for at, first, last in rows]
-        )
-        parts = torch.split(logits, [last - first for _, first, last in rows])
-        for (at, _, _), part in zip(rows, parts, strict=True):
-            results[at].append(part)
-    return results
-
-
-def agree(logits: Tensor, reference: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether the error is within what `dtype` rounds off and clear winners agree; NaN never does."""
-    limit = LIMIT_BF16 if dtype == torch.bfloat16 else LIMIT_FP32
-    error = (logits - reference).norm() / reference.norm()
-    best = reference.topk(2, dim=-1)
-    rounding = CLEAR_EPS * torch.finfo(dtype).eps * reference.abs().amax(-1)
-    clear = best.values[:, 0] - best.values[:, 1] > rounding.clamp(min=CLEAR_MARGIN)
-    same = logits.argmax(-1) == best.indices[:, 0]
-    return bool(error <= limit) and bool(same[clear].all())
 
 
 def _layer_shape(call: Call) -> LayerShape:

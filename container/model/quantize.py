@@ -27,8 +27,9 @@ from container.model.quantize_modules import PackedExperts, PackedLinear, Packed
 
 HEAD_NAMES: Final = frozenset({"lm_head", "embed_out", "output_projection"})
 # The head too, where it is read at every step and costs little: on the demo model int8 blocks there raise KL
-# from 0.0032 to 0.0043; a step then reads 143 MB instead of 226.
-WITH_HEAD: Final = frozenset({Scheme.INT8_BLOCK})
+# from 0.0032 to 0.0043; a step then reads 143 MB instead of 226. Never in fewer bits: its errors reach every
+# token directly.
+HEADS: Final = {Scheme.INT8_BLOCK: Scheme.INT8_BLOCK, Scheme.INT4_BLOCK: Scheme.INT8_BLOCK}
 ROUTER_NAMES: Final = frozenset({"gate", "router", "wg", "shared_expert_gate"})
 ENTRY_NAMES: Final = ("gate_up_proj", "up_proj")  # the first weight of experts, with a gate and without
 DOWN_NAME: Final = "down_proj"
@@ -83,7 +84,7 @@ class Report:
 def quantize(module: nn.Module, scheme: Scheme) -> Report:
     """Quantize the linear layers and experts below `module` in place and return what was done.
 
-    Left as they are: the head (but see WITH_HEAD), embeddings, norms, routers, and weights whose sizes are
+    Left as they are: the head (but see HEADS), embeddings, norms, routers, and weights whose sizes are
     not multiples of the scheme's block. On meta tensors the packed ones are meta too. `none` does nothing.
     """
     report = Report(scheme)
@@ -92,7 +93,9 @@ def quantize(module: nn.Module, scheme: Scheme) -> Report:
     get_head = getattr(module, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None
     with torch.no_grad():
-        _Walk(format_for(scheme), report, head, scheme in WITH_HEAD).below(module, False)
+        form = format_for(scheme)
+        heads = format_for(HEADS[scheme]) if scheme in HEADS else None
+        _Walk(form, report, head, heads).below(module, form, False)
     return report
 
 
@@ -130,41 +133,42 @@ def empty(scheme: Scheme, in_features: int, out_features: int, bias: torch.dtype
 class _Walk:
     """One pass over a tree of modules; remembers what it replaced, for modules that hang in two places."""
 
-    def __init__(self, form: Format, report: Report, head: nn.Module | None, heads: bool) -> None:
+    def __init__(self, form: Format, report: Report, head: nn.Module | None, heads: Format | None) -> None:
         self._form = form
-        self._heads = heads  # are quantized too
+        self._heads = heads  # what heads are packed in, None: they stay
         self._report = report
         self._head = head
         self._replaced: dict[int, nn.Module] = {}
         self._kept: list[nn.Module] = []
         self._seen: set[int] = set()
 
-    def below(self, parent: nn.Module, routing: bool) -> None:
-        """Replace what can be among the children of `parent` and below them."""
+    def below(self, parent: nn.Module, form: Format, routing: bool) -> None:
+        """Replace what can be among the children of `parent` and below them, linear layers by `form`."""
         for name in [name for name, _ in parent.named_children()]:
             child = parent.get_submodule(name)
             known = self._replaced.get(id(child))
             if known is not None:
                 setattr(parent, name, known)
                 continue
-            if (child is self._head or name in HEAD_NAMES) and not self._heads:
+            chosen = self._heads if child is self._head or name in HEAD_NAMES else form
+            if chosen is None:
                 self._leave(Obstacle.OUTPUT)
                 continue
-            replacement = self._visit(child, routing or _routes(name, child))
+            replacement = self._visit(child, chosen, routing or _routes(name, child))
             if replacement is not None:
                 setattr(parent, name, replacement)
 
-    def _visit(self, child: nn.Module, routing: bool) -> nn.Module | None:
+    def _visit(self, child: nn.Module, form: Format, routing: bool) -> nn.Module | None:
         if id(child) in self._seen:
             return None
         self._seen.add(id(child))
         replacement: nn.Module | None = None
         if type(child) is nn.Linear or type(child) is Conv1D:
-            replacement = self._linear(child, routing)
+            replacement = self._linear(child, form, routing)
         elif any(_is_stack(child, name) for name in (*ENTRY_NAMES, DOWN_NAME)):
             replacement = self._experts(child)
         else:
-            self.below(child, routing)
+            self.below(child, form, routing)
         if replacement is not None:
             self._replaced[id(child)] = replacement
             self._kept.append(child)  # alive as long as the memo, or another could get its id; without weight
@@ -173,17 +177,17 @@ class _Walk:
     def _leave(self, why: Obstacle) -> None:
         self._report.left[why] += 1
 
-    def _linear(self, linear: Any, routing: bool) -> PackedLinear | None:
+    def _linear(self, linear: Any, form: Format, routing: bool) -> PackedLinear | None:
         transposed = type(linear) is Conv1D
         weight = linear.weight.t() if transposed else linear.weight
         out_features, in_features = weight.shape
-        why = Obstacle.ROUTER if routing else self._form.obstacle(out_features, in_features)
+        why = Obstacle.ROUTER if routing else form.obstacle(out_features, in_features)
         if why is not None:
             self._leave(why)
             return None
-        parts = _pack(self._form, weight)
-        packed = PackedLinear(self._form, parts, (out_features, in_features), linear.bias)
-        self._count(weight, packed)
+        parts = _pack(form, weight)
+        packed = PackedLinear(form, parts, (out_features, in_features), linear.bias)
+        self._count(weight, packed, form)
         self._report.linears += 1
         linear._parameters["weight"] = None  # freed here, whoever else still holds the layer
         return packed.train(linear.training)
@@ -212,15 +216,15 @@ class _Walk:
                 for part_name, part in _pack(self._form, weights[index]).items():
                     parts[part_name][index] = part
             packed = PackedWeight(self._form, parts)
-            self._count(weights, packed)
+            self._count(weights, packed, self._form)
             self._report.expert_weights += 1
         del experts._parameters[name]
         return packed
 
-    def _count(self, weight: Tensor, packed: PackedWeight) -> None:
+    def _count(self, weight: Tensor, packed: PackedWeight, form: Format) -> None:
         self._report.bytes_before += weight.nbytes
         self._report.bytes_after += packed.packed_bytes
-        self._report.misaligned += weight.shape[-1] % self._form.aligned_width != 0
+        self._report.misaligned += weight.shape[-1] % form.aligned_width != 0
 
 
 def _routes(name: str, module: nn.Module) -> bool:

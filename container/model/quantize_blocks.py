@@ -1,4 +1,4 @@
-"""Integer blocks of 32 weights: `int8-block` (activations in blocks too) and `int4-block` (weights only).
+"""Integer blocks of 32 weights: `int8-block` and `int4-block`, and activations in blocks of int8.
 
 Owns: both formats' arithmetic in plain torch; the exact definition a native kernel is held to.
 Must not know: modules, models, which scheme was asked for.
@@ -101,10 +101,22 @@ class Int8Block(Format):
 
 
 class Int4Block(Format):
-    """Weights in blocks of 32 along the input, 4 bits each with a scale and a lowest value; activations as
-    they are: y = x W'^T with W' = d * q + m, rounded to the dtype of x.
+    """Weights in blocks of 32 along the input, 4 bits each with a scale and a lowest value: w' = d * q + m.
 
     d = fp16((max - min) / 15), m = fp16(min), q = round-half-even((w - m) / d) clamped to 0..15.
+
+    `multiply` leaves activations as they are: y = x W'^T, rounded to the dtype of x. A native kernel
+    quantizes them as for int8-block. With q_a, d_a of quantize_activations, * and + rounded to fp32 each:
+
+        dot[b] = sum of q_w * q_a over the block             exact: at most 32 * 15 * 127
+        s[b] = d_a[b] * sum of q_a over the block            that sum exact: at most 32 * 127
+        y = sum over b, ascending, of dot[b] * (d_w[b] * d_a[b]), then m[b] * s[b]
+        result = y + bias, rounded once to the dtype of x
+
+    which, rounding aside, is `multiply` of the activations q_a * d_a: the two differ by what int8-block loses
+    on activations; a machine without a kernel loses nothing there. A kernel may add in another order: it must
+    then stay within (2 * blocks + 3) * 2**-23 * sum of |terms| of this, dots and lows counted apart, for one
+    may be far larger than what is left of both.
     """
 
     aligned_width = 1

@@ -145,6 +145,9 @@ class FullPrecisionSource:
     def file(self, name: str) -> bytes | None:
         return self._config if name == CONFIG else self._source.file(name)
 
+    def weights_sha256(self) -> str | None:
+        return self._source.weights_sha256()
+
     def stored(self) -> Iterator[tuple[str, StoredTensor]]:
         """Yield every weight once; raises SourceError where a scale's weight never comes.
 

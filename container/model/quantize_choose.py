@@ -35,10 +35,11 @@ class Scheme(enum.StrEnum):
     BNB_NF4 = "bnb-nf4"  # bitsandbytes 4-bit normal float, blocks of 64
     BNB_INT8 = "bnb-int8"  # bitsandbytes LLM.int8 with threshold 0
     INT8_BLOCK = "int8-block"  # ours: blocks of 32, activations too
-    INT4_BLOCK = "int4-block"  # ours: blocks of 32, weights only
+    INT4_BLOCK = "int4-block"  # ours: blocks of 32; the native operators quantize activations to 8 bits
     FP8 = "fp8"  # e4m3, weights per output channel, activations per token
 
 
+IN_BLOCKS: Final = (Scheme.INT8_BLOCK, Scheme.INT4_BLOCK)  # what the native operators multiply
 SETTINGS: Final = (AUTO, *(scheme.value for scheme in Scheme))  # what `STRONGROOM_QUANTIZE` may be
 
 # What TGI's `QUANTIZE` may be, and what it means here; None: refused by name.
@@ -54,7 +55,8 @@ TGI_NAMES: Final[dict[str, Scheme | None]] = {
     "gptq": None,
     "marlin": None,
 }
-# Bits per weight with its share of the scales; the embeddings and the head stay as they are.
+# Bits per weight with its share of the scales. Embeddings stay as they are; heads too, but for the schemes in
+# blocks, which hold them in int8 blocks.
 BITS: Final = {
     Scheme.BNB_NF4: 4.5,
     Scheme.BNB_INT8: 8.1,
@@ -78,10 +80,10 @@ class Facts:
     memory_bytes: int  # for weights, keys, values and activations together
     model_bytes: int  # this rank's weights unquantized, in the dtype computed in
     kept_bytes: int = 0  # of these: embeddings, head, norms, routers, which most schemes leave
-    head_bytes: int = 0  # of those: the head, which int8 blocks hold too
+    head_bytes: int = 0  # of those: the head, which both schemes in blocks hold in int8 blocks
     head_tied: bool = False  # it is the embedding too, which stays beside its blocks
     weight_bytes: int = 2  # of one unquantized weight
-    block_kernel: bool = False  # a native kernel multiplies int8 blocks
+    block_kernel: bool = False  # a native kernel multiplies blocks of integers
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +134,9 @@ def needed_bytes(scheme: Scheme, facts: Facts) -> int:
     if scheme is Scheme.NONE:
         return facts.model_bytes
     kept, quantized = facts.kept_bytes, (facts.model_bytes - facts.kept_bytes) / facts.weight_bytes
-    if scheme is Scheme.INT8_BLOCK:
+    if scheme in IN_BLOCKS:
         kept -= 0 if facts.head_tied else facts.head_bytes
-        quantized += facts.head_bytes / facts.weight_bytes
+        kept += int(facts.head_bytes / facts.weight_bytes * BITS[Scheme.INT8_BLOCK] / 8)
     return kept + int(quantized * BITS[scheme] / 8)
 
 
@@ -148,7 +150,7 @@ def _asked(scheme: Scheme, facts: Facts) -> Choice:
         return Choice(
             scheme, "asked for; slow on a CPU, which unpacks it at every step: `int8-block` is ours"
         )
-    if scheme in (Scheme.INT8_BLOCK, Scheme.INT4_BLOCK) and not facts.block_kernel:
+    if scheme in IN_BLOCKS and not facts.block_kernel:
         return Choice(scheme, "asked for; without a native kernel: saves memory, costs speed")
     return Choice(scheme, "asked for")
 

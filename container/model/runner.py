@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
-
-import torch
-from torch import Tensor
 
 from container.engine.request import SampledToken
 from container.engine.step import (
@@ -27,9 +25,10 @@ from container.engine.step import (
     StepPlan,
     StepResult,
 )
+from container.kernels.large_pages import LargePages
 from container.model.masks import Verdict
-from container.model.packed import PackedRow
-from container.model.shape import Sizes
+from container.model.rows import Logits, PackedRow
+from container.model.shape import RunnerConfig, Sizes
 from container.model.verify import draw_along
 
 SCORE_ROWS = 64  # positions scored at once: bounds the copy that log-softmax makes
@@ -52,7 +51,7 @@ class SlotSampler(Protocol):
     def verdict(self, slot: int) -> Verdict | None: ...
 
     def sample(
-        self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
+        self, logits: Logits, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
     ) -> list[SampledToken | None]: ...
 
 
@@ -79,7 +78,7 @@ class NoSampler:
 
     def sample(
         self,
-        logits: Tensor,  # noqa: ARG002 - the protocol's
+        logits: Logits,  # noqa: ARG002 - the protocol's
         slots: Sequence[int],  # noqa: ARG002
         positions: Sequence[int],  # noqa: ARG002
         hold_stops: Sequence[bool],  # noqa: ARG002
@@ -93,6 +92,8 @@ class StepKV(Protocol):
     def release(self, slot: int) -> None: ...
 
     def save(self, slot: int, index: int, block: int) -> None: ...
+
+    def forget(self, block: int) -> None: ...
 
     def restore(self, slot: int, blocks: Sequence[int]) -> None: ...
 
@@ -110,7 +111,11 @@ class StepModel(Protocol):
     @property
     def weight_bytes(self) -> int: ...
 
-    def logits(self, rows: Sequence[PackedRow]) -> Tensor | None: ...
+    def weight_blocks(self) -> list[tuple[int, int]]: ...
+
+    def mode(self) -> AbstractContextManager[object]: ...
+
+    def logits(self, rows: Sequence[PackedRow]) -> Logits | None: ...
 
     def close(self) -> None: ...
 
@@ -118,7 +123,7 @@ class StepModel(Protocol):
 class Scorer(Protocol):
     """Returns the log probabilities of given tokens; container.model.sampler.score is the real one."""
 
-    def __call__(self, logits: Tensor, tokens: Sequence[int], top: int) -> list[SampledToken]: ...
+    def __call__(self, logits: Logits, tokens: Sequence[int], top: int) -> list[SampledToken]: ...
 
 
 @dataclass(slots=True)
@@ -146,6 +151,11 @@ class SlotTable:
             self._slots[assignment.slot] = SlotState(assignment)
         for slot, index, block in triples(plan.table):
             self._slots[slot].table[index] = block
+
+    def begun(self, plan: StepPlan, block_tokens: int) -> list[int]:
+        """Return the ids of blocks that `plan` begins to write: all it names but the restored ones."""
+        restored = {a.slot: a.cached_tokens // block_tokens for a in plan.assigns}
+        return [block for slot, index, block in triples(plan.table) if index >= restored.get(slot, 0)]
 
     def clear(self) -> None:
         self._slots.clear()
@@ -213,7 +223,7 @@ def prepare(rows: list[PlanRow], sampler: SlotSampler) -> None:
 
 
 def step_result(
-    plan: StepPlan, rows: list[PlanRow], logits: Tensor, slots: SlotTable, sampler: SlotSampler, score: Scorer
+    plan: StepPlan, rows: list[PlanRow], logits: Logits, slots: SlotTable, sampler: SlotSampler, score: Scorer
 ) -> StepResult:
     """Sample and score; `logits` is (sum of row.logits, vocabulary), a row's last one is its successor's."""
     drawn = _draw(rows, logits, sampler)
@@ -234,7 +244,7 @@ def step_result(
     return result
 
 
-def _draw(rows: list[PlanRow], logits: Tensor, sampler: SlotSampler) -> dict[int, list[SampledToken]]:
+def _draw(rows: list[PlanRow], logits: Logits, sampler: SlotSampler) -> dict[int, list[SampledToken]]:
     """Return what each sampling row yields, by row, nothing where it failed; those without drafts at once."""
     drawn: dict[int, list[SampledToken]] = {}
     singles = [row for row in rows if row.samples and not row.drafts]
@@ -260,7 +270,7 @@ def _draw(rows: list[PlanRow], logits: Tensor, sampler: SlotSampler) -> dict[int
 
 
 def _prompt_logprobs(
-    row: PlanRow, logits: Tensor, assignment: SlotAssignment, score: Scorer
+    row: PlanRow, logits: Logits, assignment: SlotAssignment, score: Scorer
 ) -> list[SampledToken]:
     """Return the log probabilities of the prompt tokens that follow the row's positions."""
     last = min(row.start + row.count + 1, assignment.prompt_tokens)
@@ -286,6 +296,7 @@ class NativeRunner:
         self._sizes = sizes
         self._capacity = replace(capacity, grammar=sampler.holds_grammars)
         self._slots = SlotTable()
+        self._large_pages = LargePages(packed.weight_blocks())
 
     def capacity(self) -> Capacity:
         return self._capacity
@@ -295,9 +306,25 @@ class NativeRunner:
         """The model that steps run on; whoever asks it directly runs no steps meanwhile."""
         return self._packed
 
-    @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
-        """Compute one step; raises KVBudgetExceeded, KeyError for a block never saved, and torch's errors."""
+        """Compute one step; raises KVBudgetExceeded, KeyError for a block never saved, the model's errors."""
+        with self._packed.mode():
+            return self._run(plan)
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        rows = self._begin(plan)
+        if not rows:
+            return StepResult(plan.number)
+        logits = self._packed.logits([packed_row(row) for row in rows])
+        if logits is None:
+            result = StepResult(plan.number)  # a follower: rank 0 samples, the next plan brings its tokens
+        else:
+            result = step_result(plan, rows, logits, self._slots, self._sampler, self._score)
+        self._save(plan)
+        return result
+
+    def _begin(self, plan: StepPlan) -> list[PlanRow]:
+        """Do all of a step that comes before its forward; return its rows."""
         kv = self._packed.kv
         for slot in plan.releases:
             kv.release(slot)
@@ -305,21 +332,17 @@ class NativeRunner:
         for slot, tokens in pairs(plan.truncates):
             kv.truncate(slot, tokens)
         self._slots.apply(plan)
+        for block in self._slots.begun(plan, self._sizes.block_tokens):
+            kv.forget(block)  # evicted: what it named would otherwise be held until the id is saved anew
         for assignment in plan.assigns:
             self._start(assignment)
         rows = plan_rows(plan)
-        if not rows:
-            return StepResult(plan.number)
         prepare(rows, self._sampler)
-        packed = [_packed_row(row) for row in rows]
-        logits = self._packed.logits(packed)
-        if logits is None:
-            result = StepResult(plan.number)  # a follower: rank 0 samples, the next plan brings its tokens
-        else:
-            result = step_result(plan, rows, logits, self._slots, self._sampler, self._score)
+        return rows
+
+    def _save(self, plan: StepPlan) -> None:
         for slot, index, block in triples(plan.saves):
-            kv.save(slot, index, block)
-        return result
+            self._packed.kv.save(slot, index, block)
 
     def _start(self, assignment: SlotAssignment) -> None:
         size = self._sizes.block_tokens
@@ -337,11 +360,13 @@ class NativeRunner:
         self._slots.clear()
 
     def close(self) -> None:
+        self._large_pages.close()
         self.reset()
         self._packed.close()
 
 
-def _packed_row(row: PlanRow) -> PackedRow:
+def packed_row(row: PlanRow) -> PackedRow:
+    """Return `row` as a model takes it, with the tokens whose logits are wanted."""
     if row.scored:
         wanted: Sequence[int] = range(row.count)
     elif row.samples:
@@ -349,3 +374,16 @@ def _packed_row(row: PlanRow) -> PackedRow:
     else:
         wanted = ()
     return PackedRow(row.slot, row.start, row.tokens, wanted)
+
+
+def native_runner(
+    packed: StepModel,
+    sampler: SlotSampler,
+    score: Scorer,
+    sizes: Sizes,
+    vocabulary: int,
+    config: RunnerConfig,
+) -> NativeRunner:
+    """Return the runner of `packed`, which promises what `sizes` and `config` allow."""
+    capacity = replace(sizes.capacity(vocabulary), prefix_cache=config.prefix_cache)
+    return NativeRunner(packed, sampler, score, sizes, capacity)

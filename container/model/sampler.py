@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from torch import Tensor
 
 from container.engine.request import SampledToken, SamplingParams
 from container.engine.step import SlotAssignment
 from container.model.filters import Ids, Row, candidates
 from container.model.masks import Masks, Verdict
 from container.model.rng import LANES, gumbel, gumbel_of
+from container.model.rows import Logits
 
 # Below this, dividing by the temperature overflows float32 for any gap between logits that matters.
 COLDEST: Final = 1e-30
@@ -148,7 +148,7 @@ class Sampler:
         return None if self._masks is None else self._masks.verdict(slot)
 
     def sample(
-        self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
+        self, logits: Logits, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
     ) -> list[SampledToken | None]:
         """Return the next token of each row; None where it holds NaN or +inf, leaves nothing to draw, or
         where its grammar fails.
@@ -157,7 +157,7 @@ class Sampler:
         of the tokens being drawn. The drawn tokens count for later penalties.
         """
         assert logits.shape == (len(slots), self._vocabulary), "one row of logits per slot"
-        rows: Row = logits.numpy(force=True)
+        rows = _on_host(logits)
         each = zip(rows, slots, positions, hold_stops, strict=True)
         return [self._sample_row(row, slot, position, hold) for row, slot, position, hold in each]
 
@@ -234,14 +234,19 @@ def _draw(logits: Row, sampling: SamplingParams, position: int) -> int | None:
     return int(left.ids[(left.logits + noise).argmax()])
 
 
-def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[SampledToken]:
+def score(logits: Logits, tokens: Sequence[int], top: int) -> list[SampledToken]:
     """Return `tokens` with their logprobs under `logits` (len(tokens), vocabulary) and each row's `top` best.
 
     A row that holds NaN or no finite logit gives NaN: its sequence fails when its next token is sampled.
     """
     assert len(logits) == len(tokens), "one row of logits per token"
-    rows: Row = logits.numpy(force=True)
+    rows = _on_host(logits)
     return [_report(row, token, top) for row, token in zip(rows, tokens, strict=True)]
+
+
+def _on_host(logits: Logits) -> Row:
+    rows: Row = logits if isinstance(logits, np.ndarray) else logits.numpy(force=True)
+    return rows
 
 
 def _report(row: Row, token: int, top: int | None) -> SampledToken:

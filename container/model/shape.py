@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
-
-import torch
+from typing import TYPE_CHECKING, Any, Final
 
 from container.engine.step import Capacity
-from container.model.kv_cache import KVLimits, LayerShape
+from container.model.kv_limits import KVLimits, LayerShape
 from container.model.positions import reach_tokens
+
+if TYPE_CHECKING:
+    import torch
 
 CPU_STEP_TOKENS: Final = 256  # prefill is compute-bound from here on, and decodes wait for one step at most
 CPU_RUNNING: Final = 32
 KEPT_FREE: Final = 0.1  # of the memory limit: activations, the allocator, other processes of the container
+DEFAULT_TOKENS: Final = 2048  # of a model that names no window
 SMALLEST_WINDOW: Final = 16  # tokens; a machine that cannot hold this cannot serve
 WINDOW_NAMES: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 UNLIMITED: Final = 1 << 60  # cgroup v1 writes a number near 2**63 for "no limit"
@@ -104,10 +106,14 @@ def window_tokens(text_config: Any) -> int | None:
     return None
 
 
-def wanted_tokens(text_config: Any, config: RunnerConfig) -> int:
-    """Return the sequence length asked for, before memory is known; raises SizingError beyond the window."""
+def reach(text_config: Any) -> tuple[int, int | None]:
+    """Return the sequence length served when none is asked for, and the longest, None where nothing says."""
     window = window_tokens(text_config)
-    default, longest = (2048, None) if window is None else reach_tokens(text_config, window)
+    return (DEFAULT_TOKENS, None) if window is None else reach_tokens(text_config, window)
+
+
+def wanted_tokens(default: int, longest: int | None, config: RunnerConfig) -> int:
+    """Return the sequence length asked for, before memory is known; raises SizingError beyond `longest`."""
     if config.sequence_tokens is None:
         return default
     if longest is not None and config.sequence_tokens > longest:
@@ -181,14 +187,21 @@ def size(
     token_bytes: int,
     kv_bytes: int | None = None,
     windows: Mapping[int, int] = MappingProxyType({}),
+    *,
+    paged: bool = False,
 ) -> Sizes:
     """Return what fits into the KV budget; raises SizingError when a lone sequence or a setting does not.
 
     `token_bytes` is what one token of KV costs in all layers, `windows` the part of it by window (see
-    kv_bytes_by_window). The budget pays for slabs, which may be half empty after growth by doubling (2 bytes
-    reserved per byte used), for rings, which are never longer than what they must hold, and, with a prefix
-    cache, for one store copy of each block. Sequences that share a cached prefix each hold a copy of it, so
-    their sum is limited apart from the blocks, unless every slot can be full at once.
+    kv_bytes_by_window).
+
+    Pages are paid for once: a block id stands for one page at most, its sequences' or what it was published
+    for, so that the blocks are all there is to limit.
+
+    Slabs may be half empty after growth by doubling (2 bytes reserved per byte used); the budget pays for
+    them, for rings, which are never longer than what they must hold, and, with a prefix cache, for one store
+    copy of each block. Sequences that share a cached prefix each hold a copy of it, so their sum is limited
+    apart from the blocks, unless every slot can be full at once.
     """
     budget = kv_bytes if kv_bytes is not None else kv_budget_bytes(config)
     slots = config.running_limit or CPU_RUNNING
@@ -196,7 +209,10 @@ def size(
     limits = KVLimits(
         slots, wanted, config.block_tokens, 0, step_tokens=step_tokens, draft_tokens=config.draft_tokens
     )
-    cost = kv_cost(token_bytes, windows, limits, config.prefix_cache)
+    if paged:
+        cost = KVCost(token_bytes, token_bytes, 0)
+    else:
+        cost = kv_cost(token_bytes, windows, limits, config.prefix_cache)
     blocks = cost.affordable_tokens(budget) // config.block_tokens
     affordable = blocks * config.block_tokens
     if config.sequence_tokens is None:
@@ -217,7 +233,7 @@ def size(
         step_tokens=step_tokens,
         blocks=blocks,
         block_tokens=config.block_tokens,
-        resident_tokens=None if every_slot_full else blocks * config.block_tokens,
+        resident_tokens=None if paged or every_slot_full else blocks * config.block_tokens,
         draft_tokens=config.draft_tokens,
     )
 
@@ -268,6 +284,8 @@ def compute_dtype(setting: str, flags: frozenset[str]) -> torch.dtype:
     bf16 GEMMs without AVX512-BF16 or AMX are 3-6 times slower than fp32 (measured on AVX2), so `auto` takes
     bf16 only where the hardware multiplies it.
     """
+    import torch  # importing it takes longer than a ready decoder takes to load, which needs none of it
+
     if setting == "float32":
         return torch.float32
     if setting == "bfloat16":

@@ -1,7 +1,7 @@
 """Parts of a model cut, fused and quantized beforehand: one file per rank, and a manifest all ranks hold to.
 
 Owns: the manifest, writing and reading parts.
-Must not know: which surgery or quantization was done, processes, sealing.
+Must not know: which surgery or quantization was done, processes, where a folder lies.
 Invariant: a part is used only by the rank, number of ranks, model, libraries and settings it was made for; a
 rank maps its own file and nothing else; any mismatch refuses.
 
@@ -25,13 +25,13 @@ from typing import Any, Final
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForCausalLM
 
 from container.model.errors import LoadError
+from container.model.folders import Folder
 from container.model.layout import Layout, lay_out
 from container.model.load import (
     BUILDING,
@@ -45,12 +45,11 @@ from container.model.load import (
 )
 from container.model.positions import freeze_positions
 from container.model.shard import Finish, divide_counts, finish_empty
-from container.model.source import ModelSource
+from container.model.source import ModelSource, config_sha256, file_sha256, source_sha256
 
 MANIFEST: Final = "manifest.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 MAX_MANIFEST_BYTES: Final = 1024 * 1024  # a line per rank and a few facts
-HASHED_BYTES: Final = 16 * 1024 * 1024  # read at once while a file is hashed
 
 
 class ShardMismatch(LoadError):
@@ -71,7 +70,7 @@ class Manifest:
 
     format: int
     ranks: int
-    source_sha256: str  # of the configuration, and of every tensor's name and values
+    source_sha256: str  # see container.model.source
     config_sha256: str
     transformers: str
     architecture: str
@@ -116,13 +115,13 @@ def save_shards(
         loaded = load(source, dtype, _any_length, progress, rank=rank, size=size, finish=finish)
         path = directory / file_name(rank, size)
         save_file({name: tensor.contiguous() for name, tensor in _own(loaded.model).items()}, path)
-        digests.append(_file_sha256(path))
+        digests.append(file_sha256(path))
     assert loaded is not None, "there is at least one rank"
     manifest = Manifest(
         format=FORMAT,
         ranks=size,
-        source_sha256=source_sha256(source),
-        config_sha256=_config_sha256(source),
+        source_sha256=source_sha256(source) or "",
+        config_sha256=config_sha256(source),
         transformers=transformers.__version__,
         architecture=loaded.architecture,
         dtype=str(dtype).removeprefix("torch."),
@@ -138,16 +137,13 @@ def save_shards(
     return manifest
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Return the manifest in `directory`; raises ShardMismatch where there is none of this format."""
-    path = directory / MANIFEST
+def read_manifest(folder: Folder) -> Manifest:
+    """Return the manifest in `folder`; raises ShardMismatch where there is none of this format."""
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ValueError
-        values = json.loads(path.read_bytes())
+        values = json.loads(folder.file(MANIFEST, MAX_MANIFEST_BYTES) or b"")
         values["fused"], values["files_sha256"] = tuple(values["fused"]), tuple(values["files_sha256"])
         manifest = Manifest(**values)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ShardMismatch("the parts have no readable manifest") from None
     if manifest.format != FORMAT or len(manifest.files_sha256) != manifest.ranks:
         raise ShardMismatch("the parts' manifest is of another format")
@@ -156,7 +152,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 def load_shard(
     source: ModelSource,
-    directory: Path,
+    folder: Folder,
     rank: int,
     size: int,
     dtype: torch.dtype,
@@ -166,18 +162,18 @@ def load_shard(
     quantize: Finish,
     source_digest: str | None = None,
 ) -> LoadedModel:
-    """Return what `rank` of `size` holds, from its file in `directory`; `source` gives the configuration.
+    """Return what `rank` of `size` holds, from its file in `folder`; `source` gives the configuration.
 
     `fuse` sees layers with random values, `quantize` layers on the meta device: both only lay out modules.
     `source_digest`, when known, must be what the parts were made from. Raises ShardMismatch, LoadError.
     """
     quiet()
-    manifest = read_manifest(directory)
+    manifest = read_manifest(folder)
     config = read_config(source)
     cls = model_class(config)
     expected = {
         "ranks": size,
-        "config_sha256": _config_sha256(source),
+        "config_sha256": config_sha256(source),
         "transformers": transformers.__version__,
         "architecture": cls.__name__,
         "dtype": str(dtype).removeprefix("torch."),
@@ -195,11 +191,11 @@ def load_shard(
         "vocabulary": layout.vocabulary,
     }
     _compare(manifest, plan)
-    path = directory / file_name(rank, size)
-    if not path.is_file() or _file_sha256(path) != manifest.files_sha256[rank]:
+    name = file_name(rank, size)
+    if not folder.proves(name, manifest.files_sha256[rank]):
         raise ShardMismatch("a part is missing or not the one its manifest names")
     finish_empty(model, layout, fuse, quantize)
-    _fill(model, layout, path)
+    _fill(model, layout, folder.tensors(name))
     model.eval().requires_grad_(False)
     freeze_positions(model, sequence_tokens(config.get_text_config()))
     divide_counts(model, layout)
@@ -214,16 +210,6 @@ def load_shard(
     )
 
 
-def source_sha256(source: ModelSource) -> str:
-    """Return a digest of the configuration and of all tensors, read one by one in order of their names."""
-    digest = hashlib.sha256(_config_sha256(source).encode())
-    for name, stored in sorted(source.stored(), key=lambda item: item[0]):
-        tensor = stored.read().contiguous()
-        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _any_length(text: Any) -> int:  # noqa: ARG001 - position encodings are no part of what is saved
     return 2
 
@@ -234,22 +220,10 @@ def _compare(manifest: Manifest, expected: dict[str, Any]) -> None:
             raise ShardMismatch(f"the parts were made with another `{name}`")
 
 
-def _config_sha256(source: ModelSource) -> str:
-    return hashlib.sha256(source.file("config.json") or b"").hexdigest()
-
-
 def _plan_sha256(layout: Layout) -> str:
     cuts = sorted((name, cut.dim, len(cut.ranges)) for name, cut in layout.cuts.items())
     sums = (sorted(layout.rows), sorted(layout.experts), sorted(layout.norms), sorted(layout.first_only))
     return hashlib.sha256(repr((cuts, sums, layout.size)).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(HASHED_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _own(model: Any) -> dict[str, Tensor]:
@@ -287,13 +261,8 @@ def _skeleton(config: Any, dtype: torch.dtype) -> tuple[Any, str]:
     raise LoadError(f"transformers could not build the model ({failure})")
 
 
-def _fill(model: Any, layout: Layout, path: Path) -> None:
-    """Give `model` the tensors in `path`, as views of its mapping; raises ShardMismatch."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:
-        raise ShardMismatch("a part is not valid safetensors") from None
+def _fill(model: Any, layout: Layout, tensors: dict[str, Tensor]) -> None:
+    """Make `tensors`, where they lie, those of `model`; raises ShardMismatch."""
     expected: dict[str, Tensor] = model.state_dict()
     tied = {name for name in model.all_tied_weights_keys if name in expected and name not in tensors}
     if set(expected) - tied != set(tensors):

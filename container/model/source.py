@@ -7,22 +7,26 @@ Invariant: nothing outside the directory is opened, nothing is executed, nothing
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS: Final = "model.safetensors"
 PARTS: Final = "parts"  # folder of parts made beforehand; with it, a directory may lack the weights
 INDEX: Final = "model.safetensors.index.json"
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024  # configuration and tokenizer files; the largest known is 35 MB
 MAX_SHARDS: Final = 4096
+HASHED_BYTES: Final = 16 * 1024 * 1024  # read at once while a file is hashed
 PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 PICKLED_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 
@@ -39,6 +43,15 @@ class StoredTensor:
     read: Callable[[], Tensor] = field(repr=False)  # on the CPU; raises SourceError
 
 
+def file_sha256(path: Path) -> str:
+    """Return the digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASHED_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 class ModelSource(Protocol):
     """Hands out a model's files and tensors; whoever implements it decides where they lie."""
 
@@ -47,6 +60,24 @@ class ModelSource(Protocol):
 
     def stored(self) -> Iterator[tuple[str, StoredTensor]]:
         """Yield every (name, tensor not yet read) of the checkpoint once, in any order."""
+
+    def weights_sha256(self) -> str | None:
+        """Return what tells these weights from others, in hexadecimal.
+
+        None where there are none, or where parts beside them cannot be of others.
+        """
+
+
+def source_sha256(source: ModelSource) -> str | None:
+    """Return what tells the model in `source` from others, None where it has no weights."""
+    weights = source.weights_sha256()
+    if weights is None:
+        return None
+    return hashlib.sha256(f"{config_sha256(source)} {weights}".encode()).hexdigest()
+
+
+def config_sha256(source: ModelSource) -> str:
+    return hashlib.sha256(source.file("config.json") or b"").hexdigest()
 
 
 def read_json(source: ModelSource, name: str) -> dict[str, Any] | None:
@@ -61,6 +92,19 @@ def read_json(source: ModelSource, name: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise SourceError(f"`{name}` is not a JSON object")
     return value
+
+
+def shard_names(index: dict[str, Any] | None) -> list[str]:
+    """Return the files that hold the weights, by the index where there is one; raises SourceError."""
+    if index is None:
+        return [WEIGHTS]
+    weights = index.get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise SourceError(f"`{INDEX}` has no usable `weight_map`")
+    names = sorted(set(weights.values()))
+    if len(names) > MAX_SHARDS:
+        raise SourceError(f"`{INDEX}` names more than {MAX_SHARDS} files")
+    return names
 
 
 class DirectorySource:
@@ -97,20 +141,17 @@ class DirectorySource:
                 seen.add(name)
                 yield name, StoredTensor(shape, partial(_read, path, name))
 
+    def weights_sha256(self) -> str | None:
+        if not self._shards:
+            return None
+        files = [(path.name, file_sha256(path)) for path in sorted(self._shards)]
+        return hashlib.sha256(repr(files).encode()).hexdigest()
+
     def _find_shards(self) -> list[Path]:
         index = read_json(self, INDEX)
-        if index is not None:
-            weights = index.get("weight_map")
-            if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-                raise SourceError(f"`{INDEX}` has no usable `weight_map`")
-            names = sorted(set(weights.values()))
-        elif (self._root / PARTS).is_dir() and not (self._root / WEIGHTS).exists():
+        if index is None and (self._root / PARTS).is_dir() and not (self._root / WEIGHTS).exists():
             return []
-        else:
-            names = [WEIGHTS]
-        if len(names) > MAX_SHARDS:
-            raise SourceError(f"`{INDEX}` names more than {MAX_SHARDS} files")
-        return [self._weights_file(name) for name in names]
+        return [self._weights_file(name) for name in shard_names(index)]
 
     def _weights_file(self, name: str) -> Path:
         if Path(name).suffix in PICKLED_SUFFIXES:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from container.model.folders import Folder
 from container.model.load import LoadedModel, load
 from container.model.shard import Finish, untouched
 from container.model.shard_files import Recipe, load_shard
@@ -26,7 +26,7 @@ from container.model.source import ModelSource
 class Prepared:
     """Parts made beforehand by `shard_files.save_shards`."""
 
-    directory: Path
+    folder: Folder
     recipe: Recipe
     source_digest: str | None = None  # of the weights they must have been made from, when known
 
@@ -65,7 +65,7 @@ class LayerSteps:
         progress("reading weights")
         return load_shard(
             source,
-            self.prepared.directory,
+            self.prepared.folder,
             rank,
             size,
             dtype,

@@ -15,10 +15,9 @@ from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
-
 from container.engine.request import SampledToken
 from container.model.masks import Verdict
+from container.model.rows import Logits
 
 
 class Drawing(Protocol):
@@ -27,12 +26,12 @@ class Drawing(Protocol):
     def verdict(self, slot: int) -> Verdict | None: ...
 
     def sample(
-        self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
+        self, logits: Logits, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
     ) -> list[SampledToken | None]: ...
 
 
 def draw_along(
-    sampler: Drawing, logits: Tensor, slot: int, position: int, hold_stops: bool, drafts: array[int]
+    sampler: Drawing, logits: Logits, slot: int, position: int, hold_stops: bool, drafts: array[int]
 ) -> list[SampledToken]:
     """Return the tokens drawn from `logits` (1 + drafts, vocabulary), the first of them at `position`.
 

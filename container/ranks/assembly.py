@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,9 +26,11 @@ from container.ranks.messages import SCHEMA_VERSION, Welcome
 from container.ranks.place import ALONE, Place
 
 if TYPE_CHECKING:
-    from container.model.build import ModelFacts
+    from container.model.facts import ModelFacts
     from container.model.group import Group
+    from container.model.opened import Opener
     from container.model.shape import RunnerConfig
+    from container.model.source import ModelSource
 
 WARMUP_KEY: Final = RequestKey(connection=0, id=1)  # connection 0 is nobody's
 DRAFT_TOKENS: Final = 8  # guessed ahead at most, where all that was guessed before held
@@ -65,28 +68,33 @@ class Loaded:
 
 
 Loader = Callable[[EngineConfig, Report, Place], Loaded]
+# Opens a model that does not lie in the open, for as long as it loads; raises StartFailed.
+Opening = Callable[[EngineConfig, Report, Place], AbstractContextManager["Opener"]]
 Lead = Callable[[Runner], Runner]  # from rank 0's own runner to that of all ranks
 Tell = Callable[[str], None]  # one line to the operator
 
 
-def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
+def load(
+    config: EngineConfig, report: Report, place: Place = ALONE, opening: Opening | None = None
+) -> Loaded:
     """Load this rank's part of the model in `config.model_dir`; raises StartFailed.
 
-    Imports torch and transformers.
+    With `opening` nothing but what it opens is read. Imports torch and transformers, unless a decoder was
+    made ready.
     """
-    if not Path(config.model_dir, "config.json").is_file():
-        raise StartFailed(StartFault.MODEL_NOT_FOUND, "the model directory has no `config.json`")
     os.environ["HF_HUB_OFFLINE"] = "1"  # no library looks for a hub, whatever the host's environment says
     # The OpenMP runtime reads this once, when torch loads it. Its threads otherwise spin at every barrier for
     # one that does not run. Two threads on two cores, 30 layers of the demo model's GEMMs at 32 rows: 0.42 s
     # against 0.16 s asleep; while another process uses one core, 9.5 s against 0.36 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from container.model import grammar
-    from container.model.build import ModelRefused, build_runner
-    from container.model.load import LoadError
+    from container.model import grammar, ready
+    from container.model.errors import LoadError
+    from container.model.facts import ModelRefused
+    from container.model.opened import Unopened
     from container.model.quantize_choose import QuantizeRefused
     from container.model.shape import SizingError
-    from container.model.source import DirectorySource, SourceError
+    from container.model.source import SourceError
+    from container.model.start import build_runner
 
     phase = LoadPhase.OPENING
 
@@ -96,18 +104,38 @@ def load(config: EngineConfig, report: Report, place: Place = ALONE) -> Loaded:
         report(phase)
 
     try:
-        source = DirectorySource(config.model_dir)
-        # Its tokenizer is built while the weights load; who follows draws nothing.
-        grammars = grammar.over(source) if place.rank == 0 else None
-        group = None if place.size == 1 else _group(config, place)
-        settings = runner_config(config)
-        runner, facts = build_runner(settings, source, progress, group, grammars=grammars)
+        with _source(config, report, place, opening) as source:
+            settings = runner_config(config)
+            # Its tokenizer is built while the weights load; who follows draws nothing.
+            ends = ready.eos_token_ids(settings, source)
+            grammars = grammar.over(source, ends) if place.rank == 0 else None
+            group = None if place.size == 1 else _group(config, place)
+            runner, facts = build_runner(settings, source, progress, group, grammars=grammars)
+    except Unopened as error:
+        raise StartFailed(StartFault.PACKAGE_REFUSED, str(error).replace("\n", "; ")) from None
     except (SizingError, QuantizeRefused) as error:
         raise StartFailed(StartFault.BAD_CONFIG, str(error)) from None
     except (SourceError, LoadError, ModelRefused) as error:
         raise StartFailed(StartFault.MODEL_REFUSED, str(error)) from None
     reason = None if facts.reason is None else facts.reason.value
     return Loaded(runner, facts.runner, reason, grammars, summary_of(facts))
+
+
+@contextmanager
+def _source(
+    config: EngineConfig, report: Report, place: Place, opening: Opening | None
+) -> Iterator[ModelSource]:
+    """Yield where the model's files and tensors come from, while they are read."""
+    from container.model.opened import OpenedSource
+    from container.model.source import DirectorySource
+
+    if opening is not None:
+        with opening(config, report, place) as opener:
+            yield OpenedSource(opener)
+        return
+    if not Path(config.model_dir, "config.json").is_file():
+        raise StartFailed(StartFault.MODEL_NOT_FOUND, "the model directory has no `config.json`")
+    yield DirectorySource(config.model_dir)
 
 
 def unheard(line: str) -> None:

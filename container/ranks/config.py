@@ -6,7 +6,11 @@ Must not know: environment variables (sagemaker_entry.settings reads them), torc
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+CONNECTING: Final = ("gloo", "nccl")  # of the collectives; the others share memory
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -31,6 +35,12 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     collectives: str = "auto"  # auto | shared | gloo | nccl: how ranks add and gather
     rank_wait_s: float = 120.0  # a rank that keeps the others waiting for this long in a step is lost
     threads: int | None = None  # torch threads; None: physical cores the cgroup allows
+    lockdown: bool = False  # have the kernel refuse every way out; the supervisor asks for it
+
+    @property
+    def connects(self) -> bool:
+        """Whether the ranks open connections to each other when they start."""
+        return self.tensor_parallel > 1 and self.collectives in CONNECTING
 
 
 def encode(config: EngineConfig) -> str:

@@ -13,6 +13,7 @@ from container.ranks.assembly import StartFailed
 from container.ranks.exchange import ExchangeBroken
 from container.ranks.followers import RankLost
 from container.ranks.heartbeat import StartFault
+from container.ranks.lockdown import LockdownFailed
 from container.ranks.memory import NoSharedWords
 from container.ranks.process import where
 from container.ranks.ranked import RanksBroken
@@ -28,6 +29,8 @@ def diagnose(error: BaseException) -> tuple[StartFault, str]:
         error = error.__context__  # the failure after which nothing may be run
     if isinstance(error, StartFailed):
         return error.fault, str(error)
+    if isinstance(error, LockdownFailed):
+        return StartFault.LOCKDOWN, str(error)
     if isinstance(error, NoSharedWords):
         return StartFault.BAD_CONFIG, f"`tensor_parallel` above 1: {error.strerror}"
     if isinstance(error, _group_errors()):

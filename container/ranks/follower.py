@@ -20,7 +20,15 @@ from container.ranks.assembly import Loader, load
 from container.ranks.exchange import Exchange
 from container.ranks.faults import diagnose
 from container.ranks.heartbeat import LoadPhase
-from container.ranks.main import EXIT_FAILED, EXIT_OK, EXIT_START, read_config, without_collection
+from container.ranks.main import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_START,
+    lock_at_start,
+    lock_when_connected,
+    read_config,
+    without_collection,
+)
 from container.ranks.place import LOAD_WAIT_S, Place
 from container.ranks.plans import BadCommand, Order, decode
 from container.ranks.process import harden, say
@@ -83,12 +91,14 @@ def _start(options: argparse.Namespace, status: RankStatus, loader: Loader) -> t
 
     report(LoadPhase.OPENING)
     config = read_config(options.config_fd)
+    lock_at_start(config)
     size = config.tensor_parallel
     ring = RingReader(options.ring_fd, size - 1, rank - 1)
     exchange = Exchange(options.exchange_fd, rank, size, LOAD_WAIT_S)
     place = Place(rank, size, exchange, f"/proc/self/fd/{options.rendezvous_fd}")
     with without_collection():
         loaded = loader(config, report, place)
+    lock_when_connected(config)
     place.serving(config.rank_wait_s)
     status.progress(rank, Stage.READY)
     return loaded.runner, ring

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,10 +23,11 @@ from container.ranks import exchange, ring, status
 from container.ranks.config import EngineConfig, encode
 from container.ranks.heartbeat import StartFault
 from container.ranks.place import LOAD_WAIT_S, Place
+from container.ranks.process import interpreter
 from container.ranks.ranked import RankedRunner
 from container.ranks.status import RankStatus, Stage
 
-COMMAND: Final = (sys.executable, "-m", "container.ranks.follower")
+COMMAND: Final = (*interpreter(), "-m", "container.ranks.follower")
 WATCH_S: Final = 0.25  # how soon a stopped follower and progress of loading are seen; a death is seen at once
 READY_POLL_S: Final = 0.01
 LEAVE_S: Final = 0.3  # for followers to wipe and go; the supervisor gives all of it half a second
@@ -53,8 +53,9 @@ class Followers:
         lost: Lost,
         moved: Moved,
         command: Sequence[str] = COMMAND,
+        keep_fds: Sequence[int] = (),
     ) -> None:
-        """Start `config.tensor_parallel` - 1 processes.
+        """Start `config.tensor_parallel` - 1 processes; they inherit `keep_fds`, too.
 
         `lost` is called from the watching thread, once, with the cause and a line; it must not return.
         `moved` is called, from there too, when a follower has moved on while loading. Raises OSError.
@@ -77,7 +78,9 @@ class Followers:
         self._ring = ring.RingWriter(fds["--ring-fd"], count, LOAD_WAIT_S)
         shared = exchange.Exchange(fds["--exchange-fd"], 0, self._size, LOAD_WAIT_S)
         self.place = Place(0, self._size, shared, f"/proc/self/fd/{fds['--rendezvous-fd']}")
-        self._processes = [_start(command, rank, config, fds, stderr_fd) for rank in range(1, self._size)]
+        self._processes = [
+            _start(command, rank, config, fds, stderr_fd, keep_fds) for rank in range(1, self._size)
+        ]
         for name in ("--exchange-fd", "--ring-fd", "--status-fd"):
             os.close(fds[name])  # mapped here, inherited there
         self._pidfds = [os.pidfd_open(process.pid) for process in self._processes]
@@ -137,7 +140,12 @@ class Followers:
 
 
 def _start(
-    command: Sequence[str], rank: int, config: EngineConfig, fds: dict[str, int], stderr_fd: int
+    command: Sequence[str],
+    rank: int,
+    config: EngineConfig,
+    fds: dict[str, int],
+    stderr_fd: int,
+    keep_fds: Sequence[int],
 ) -> subprocess.Popen[bytes]:
     """Start one follower: exec'd, with the shared memory, a configuration of its own and the operator's
     stderr.
@@ -150,7 +158,7 @@ def _start(
         numbers = fds | {"--config-fd": config_fd, "--rank": rank, "--parent": os.getpid()}
         return subprocess.Popen(  # noqa: S603  the command is ours
             [*command, *(str(part) for pair in numbers.items() for part in pair)],
-            pass_fds=[*fds.values(), config_fd],
+            pass_fds=[*fds.values(), config_fd, *keep_fds],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr_fd,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 PAGE_BYTES: Final = 4096
-MAGIC: Final = 0x5354524F4E470005  # "STRONG", version 5
+MAGIC: Final = 0x5354524F4E470006  # "STRONG", version 6
 READ_TRIES: Final = 20  # a write takes microseconds; then the answer matters more than its consistency
 READ_PAUSE_S: Final = 0.0005  # lets a descheduled writer finish
 _MAGIC_WORD, _SEQUENCE_WORD, _FIRST_FIELD = 0, 1, 2
@@ -47,6 +47,7 @@ class LoadPhase(enum.IntEnum):
     WEIGHTS = 2
     PROBE = 3  # comparison with the reference forward
     WARMUP = 4
+    LOCKED = 5  # waiting for the key of a sealed model, which comes in a call
 
 
 class StartFault(enum.IntEnum):
@@ -60,6 +61,9 @@ class StartFault(enum.IntEnum):
     WARMUP_FAILED = 5
     INTERNAL = 6
     RANK_LOST = 7  # one of the ranks that hold the model died, was stopped or did not answer
+    LOCKDOWN = 8  # it was asked to lock itself, and that does not hold
+    PACKAGE_REFUSED = 9  # not sealed, not from whom it should be, damaged, too old
+    KEY_REFUSED = 10  # no key, another's key, or a licence that is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Snapshot:
     failed_steps: int = 0
     full_s: int = 0  # there is no room; the seconds after which to try again, 0 while there is
     ranks: int = 0  # processes that hold the model together
+    locked: int = 0  # of those, how many the kernel refuses every way out
 
 
 _INDEX: Final = {f.name: _FIRST_FIELD + i for i, f in enumerate(fields(Snapshot))}

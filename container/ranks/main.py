@@ -29,6 +29,7 @@ from container.ranks.faults import diagnose
 from container.ranks.followers import COMMAND, Followers
 from container.ranks.heartbeat import EngineState, HeartbeatWriter, LoadPhase, StartFault
 from container.ranks.host import Host
+from container.ranks.lockdown import hold
 from container.ranks.messages import Welcome
 from container.ranks.process import harden, say
 from container.ranks.switchboard import Switchboard
@@ -39,8 +40,16 @@ EXIT_START: Final = 2  # it never served
 EXIT_FAILED: Final = 1  # it served, then broke
 
 
-def main(argv: Sequence[str] | None = None, loader: Loader = load, follower: Sequence[str] = COMMAND) -> int:
-    """Run the engine process and return its exit status. `follower` starts another rank."""
+def main(
+    argv: Sequence[str] | None = None,
+    loader: Loader = load,
+    follower: Sequence[str] = COMMAND,
+    follower_fds: Sequence[int] = (),
+) -> int:
+    """Run the engine process and return its exit status.
+
+    `follower` starts another rank, which inherits `follower_fds`.
+    """
     parser = argparse.ArgumentParser(prog="container.ranks", allow_abbrev=False)
     for name in ("--config-fd", "--door-fd", "--heartbeat-fd"):
         parser.add_argument(name, type=int, required=True)
@@ -51,9 +60,14 @@ def main(argv: Sequence[str] | None = None, loader: Loader = load, follower: Seq
         life = Life(page, stderr_fd)
         try:
             config = read_config(options.config_fd)
-            followers = _gather(config, life, stderr_fd, follower)
+            lock_at_start(config)
+            followers = _gather(config, life, stderr_fd, follower, follower_fds)
             tell = partial(say, stderr_fd)
             engine, welcome = _start(config, page, loader, followers, tell)
+            lock_when_connected(config)
+            page.write(
+                locked=config.tensor_parallel if config.lockdown else 0
+            )  # followers lock or never load
             life.serving = True
             _serve(engine, welcome, options.door_fd, page)
             if followers is not None:
@@ -103,11 +117,25 @@ def read_config(fd: int) -> EngineConfig:
         raise StartFailed(StartFault.BAD_CONFIG, "the configuration does not fit its schema") from None
 
 
-def _gather(config: EngineConfig, life: Life, stderr_fd: int, command: Sequence[str]) -> Followers | None:
+def lock_at_start(config: EngineConfig) -> None:
+    """Lock this rank before it opens a file, unless it has to connect first; raises LockdownFailed."""
+    if config.lockdown and not config.connects:
+        hold()
+
+
+def lock_when_connected(config: EngineConfig) -> None:
+    """Lock a rank whose group has formed and computed over its connections; raises LockdownFailed."""
+    if config.lockdown and config.connects:
+        hold(loopback=True)
+
+
+def _gather(
+    config: EngineConfig, life: Life, stderr_fd: int, command: Sequence[str], fds: Sequence[int]
+) -> Followers | None:
     """Start the other ranks, if there are any."""
     if config.tensor_parallel == 1:
         return None
-    return Followers(config, stderr_fd, life.lose, life.loading_goes_on, command)
+    return Followers(config, stderr_fd, life.lose, life.loading_goes_on, command, fds)
 
 
 @contextmanager

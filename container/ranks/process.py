@@ -12,6 +12,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 from types import TracebackType
 from typing import Final
 
@@ -33,6 +34,11 @@ def harden(niceness: int = NICENESS) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a parent that waits for signals blocks them for us too
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole group; the supervisor decides
     return _silence()
+
+
+def interpreter() -> list[str]:
+    """Return how to start another interpreter: isolated from environment and folder where this one is."""
+    return [sys.executable, *(["-I", "-B", "-X", "utf8"] if sys.flags.isolated else [])]
 
 
 def dumpable() -> bool:

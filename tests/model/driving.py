@@ -9,7 +9,8 @@ from functools import cache
 
 from container.engine.request import SamplingParams
 from container.engine.step import ROW_SAMPLES, Runner, SlotAssignment, StepPlan, StepResult
-from container.model.build import ModelFacts, assemble
+from container.model.build import assemble
+from container.model.facts import ModelFacts
 from container.model.shape import RunnerConfig
 from tests.model.stand_in import GreedySampler, score
 from tests.model.tiny import tiny_source

@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from container.model import surgery
+from container.model.folders import PlainFolder
 from container.model.load import model_class, quiet, read_config
 from container.model.preparation import Preparation, facts_of
 from container.model.quantize_choose import Scheme
@@ -81,7 +82,9 @@ def main() -> None:
     prepared = Preparation(scheme, facts_of(config, kind), surgery.parts("auto"), together=int(size) > 1)
     steps: LayerSteps = prepared.steps
     if parts:
-        steps = LayerSteps(steps.fuse, steps.quantize, prepared=Prepared(Path(parts), prepared.recipe))
+        steps = LayerSteps(
+            steps.fuse, steps.quantize, prepared=Prepared(PlainFolder(Path(parts)), prepared.recipe)
+        )
     with Watch() as watch:
         loaded = steps.load(source, kind, lambda _: 64, lambda _: None, int(rank), int(size))
         if not parts:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from container.engine.step import Capacity, Runner, StepPlan, StepResult
-from container.model.build import ModelFacts, build_runner
+from container.model.facts import ModelFacts
 from container.model.group import GroupBroken
 from container.model.shape import RunnerConfig
+from container.model.start import build_runner
 from container.model.steps import LayerSteps
 
 WAIT_S = 120.0

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from container.engine.engine import Engine, EngineLimits
 from container.engine.request import EngineRequest, FinishReason, RequestKey, SamplingParams
 from container.engine.step import Runner
-from container.model.build import build_runner
 from container.model.shape import RunnerConfig
 from container.model.source import ModelSource
+from container.model.start import build_runner
 
 CONNECTION = 1
 GREEDY = SamplingParams(temperature=0.0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from container.engine.request import SampledToken
 from container.engine.step import SlotAssignment
+from container.model.rows import Logits
 
 
 class GreedySampler:
@@ -39,8 +40,9 @@ class GreedySampler:
         self.assigned.clear()
 
     def sample(
-        self, logits: Tensor, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
+        self, logits: Logits, slots: Sequence[int], positions: Sequence[int], hold_stops: Sequence[bool]
     ) -> list[SampledToken | None]:
+        logits = torch.as_tensor(logits)
         assert logits.shape == (len(slots), self.vocabulary)
         assert logits.dtype == torch.float32
         assert all(slot in self.assigned for slot in slots)
@@ -50,8 +52,8 @@ class GreedySampler:
         return [None if row.isnan().any() else SampledToken(int(row.argmax())) for row in logits]
 
 
-def score(logits: Tensor, tokens: Sequence[int], top: int) -> list[SampledToken]:
-    logprobs = torch.log_softmax(logits, dim=-1)
+def score(logits: Logits, tokens: Sequence[int], top: int) -> list[SampledToken]:
+    logprobs = torch.log_softmax(torch.as_tensor(logits), dim=-1)
     scored = []
     for row, token in zip(logprobs, tokens, strict=True):
         best = row.topk(top)

@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 
-from container.model.kv_cache import KVCache, KVLimits
+from container.model.kv_cache import KVCache
+from container.model.kv_limits import KVLimits
 from container.model.load import load
-from container.model.packed import PackedModel, PackedRow
+from container.model.packed import PackedModel
 from container.model.probe import measure
+from container.model.rows import PackedRow
 from container.model.source import DirectorySource
 from container.model.surgery import ALL_PARTS, Part, fuse
 

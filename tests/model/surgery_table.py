@@ -16,9 +16,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from container.model import attention
-from container.model.kv_cache import KVCache, KVLimits
-from container.model.packed import PackedModel, PackedRow
+from container.model.kv_cache import KVCache
+from container.model.kv_limits import KVLimits
+from container.model.packed import PackedModel
 from container.model.probe import STEPS, measure, probe_sequences
+from container.model.rows import PackedRow
 from container.model.surgery import ALL_PARTS, Fused, Part, fuse
 from tests.model.tiny import ARCHITECTURES, BASE, MOE, SLIDING_AND_FULL
 

@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from container.model.probe import ProbeFailed, probe_structure
+from container.model.probe import probe_structure
+from container.model.replay import ProbeFailed
 from tests.model.architectures import TABLE, render
 from tests.model.driving import Driven, Driver, built, greedy
 from tests.model.tiny import ARCHITECTURES, VOCABULARY, reference_model, tiny_config

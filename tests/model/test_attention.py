@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from container.model.attention import Run, Span, Step, attending, packed_attention
-from container.model.kv_cache import KVCache, KVLimits, LayerShape
+from container.model.kv_cache import KVCache
+from container.model.kv_limits import KVLimits, LayerShape
 
 WINDOWS = (None, 1, 5, 6, 64)
 SOFTCAPS = (None, 1.5)

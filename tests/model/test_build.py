@@ -10,16 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from container.engine.step import Runner
 from container.model import attention, probe, shape
-from container.model.build import ModelFacts, ModelRefused, assemble
+from container.model.build import assemble
 from container.model.compat import Past, PlainModel
+from container.model.facts import ModelFacts, ModelRefused
 from container.model.load import LoadError, load, model_class, read_config
 from container.model.positions import freeze_positions
-from container.model.probe import ProbeFailed, ProbeReason
+from container.model.replay import ProbeFailed, ProbeReason, Rows, agree
 from container.model.shape import RunnerConfig, SizingError
 from container.model.source import DirectorySource
 from tests.model.driving import CONFIG, greedy
@@ -233,26 +235,29 @@ def test_the_weights_probe_judges_where_the_structure_probe_cannot(monkeypatch: 
     assert (facts.runner, facts.reason) == ("compat", ProbeReason.HOOK_COUNT)
 
 
+def rows(*values: list[float]) -> Rows:
+    return np.array(values, np.float32)
+
+
 def test_in_bf16_the_order_of_two_logits_one_rounding_apart_is_noise() -> None:
-    reference = torch.tensor([[32.0, 31.75, 0.0]])
-    swapped = torch.tensor([[31.75, 32.0, 0.0]])
-    assert probe.agree(swapped, reference, torch.bfloat16)
-    assert not probe.agree(swapped, reference, torch.float32)
-    apart = torch.tensor([[32.0, 31.0, 0.0]])
-    assert not probe.agree(torch.tensor([[31.4, 31.6, 0.0]]), apart, torch.bfloat16)
+    reference, swapped = rows([32.0, 31.75, 0.0]), rows([31.75, 32.0, 0.0])
+    assert agree(swapped, reference, bfloat16=True)
+    assert not agree(swapped, reference)
+    assert not agree(rows([31.4, 31.6, 0.0]), rows([32.0, 31.0, 0.0]), bfloat16=True)
 
 
 def test_logits_with_nan_never_agree() -> None:
-    good = torch.randn(3, 9, generator=torch.Generator().manual_seed(1))
-    assert probe.agree(good, good, torch.float32)
-    assert not probe.agree(good.clone().fill_(float("nan")), good, torch.float32)
-    assert not probe.agree(good + 1.0, good, torch.float32)
+    good = np.random.default_rng(1).standard_normal((3, 9), np.float32)
+    assert agree(good, good)
+    assert not agree(np.full_like(good, np.nan), good)
+    assert not agree(np.full_like(good, np.inf), good)
+    assert not agree(good + 1.0, good)
 
 
 def test_a_clear_winner_must_stay_the_winner() -> None:
-    reference = torch.tensor([[1000.0, 1.0, 0.0], [0.0, 0.2, 0.0]])
-    other = torch.tensor([[1000.0, 1.0, 0.0], [0.21, 0.2, 0.0]])
-    assert not probe.agree(other, reference, torch.float32)
+    reference = rows([1000.0, 1.0, 0.0], [0.0, 0.2, 0.0])
+    other = rows([1000.0, 1.0, 0.0], [0.21, 0.2, 0.0])
+    assert not agree(other, reference)
 
 
 def test_compat_recomputes_where_a_cache_does_not_continue(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ import pytest
 from container.engine.engine import Engine
 from container.engine.request import EngineRequest, FinishReason, RequestKey, SamplingParams
 from container.engine.step import Capacity, Runner, StepPlan, StepResult
-from container.model.build import build_runner
+from container.model.kv_pages import PagedKV
 from container.model.shape import RunnerConfig
 from container.model.source import DirectorySource
+from container.model.start import build_runner
 from tests.model.serving import CONNECTION, GREEDY, PATIENT, Answers, ask, native_runner, real_text, serve
 from tests.model.tiny import VOCABULARY, tiny_source
 
@@ -30,20 +31,30 @@ SAMPLED = (
 
 
 class Cramped:
-    """A runner that owns up to `tokens` tokens of KV only: the smallest budget is roomy for a tiny model."""
+    """A runner that owns up to `tokens` tokens of KV only: the smallest budget is roomy for a tiny model.
+
+    `most_pages`: how many pages it ever held, where it keeps pages; it is sized to hold one per block.
+    """
 
     def __init__(self, runner: Runner, tokens: int) -> None:
         self._runner = runner
         whole = runner.capacity()
         blocks = tokens // whole.block_tokens
-        resident = tokens if whole.prefix_cache else None
+        packed = getattr(runner, "packed", None)
+        self._pages = packed.kv if packed is not None and isinstance(packed.kv, PagedKV) else None
+        resident = tokens if whole.prefix_cache and self._pages is None else None
         self._capacity = replace(whole, blocks=blocks, resident_tokens=resident)
+        self.most_pages = 0
 
     def capacity(self) -> Capacity:
         return self._capacity
 
     def run(self, plan: StepPlan) -> StepResult:
-        return self._runner.run(plan)
+        result = self._runner.run(plan)
+        if self._pages is not None:
+            self._pages.check()
+            self.most_pages = max(self.most_pages, self._pages.held_pages)
+        return result
 
     def reset(self) -> None:
         self._runner.reset()
@@ -106,9 +117,32 @@ def test_64_tiny_requests_with_preemption_and_cancels_equal_their_solo_runs(kind
         threads=1,
     )
     runner, _ = build_runner(config, tiny_source(kind), lambda phase: None)
+    assert_equal_alone(Cramped(runner, 144), tiny_requests(kind))
+
+
+def test_64_tiny_requests_on_pages_never_hold_more_pages_than_the_pool_has_blocks() -> None:
+    config = RunnerConfig(
+        sequence_tokens=96,
+        running_limit=16,
+        step_tokens=48,
+        kv_mib=1,
+        block_tokens=4,
+        dtype="float32",
+        threads=1,
+        quantize="int8-block",
+    )
+    runner, facts = build_runner(config, tiny_source("llama"), lambda phase: None)
+    assert facts.operators == "fused"
+    assert runner.capacity().resident_tokens is None
+    cramped = Cramped(runner, 144)
+    assert_equal_alone(cramped, tiny_requests("llama"))
+    assert cramped.most_pages == cramped.capacity().blocks, "the pool was never full, or overfull"
+
+
+def tiny_requests(kind: str) -> list[EngineRequest]:
     rng = random.Random(kind)
     text = [rng.randrange(3, VOCABULARY) for _ in range(512)]
-    assert_equal_alone(Cramped(runner, 144), mixed_requests(text, longest=64, most_new=24))
+    return mixed_requests(text, longest=64, most_new=24)
 
 
 @pytest.mark.real_model

@@ -333,3 +333,20 @@ def test_the_demo_model_answers_and_its_tokenizer_follows_the_file(demo_checkpoi
     answer = tokenizer.decode(out[0, prompt["input_ids"].shape[1] :])
     assert "Paris" in answer
     assert answer.endswith("<|im_end|>")
+
+
+def test_the_command_says_where_the_checkpoint_lies_or_what_was_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_gguf(tmp_path / "tiny.gguf", tiny_model()), tmp_path / "out"
+    assert convert.main([f"--gguf={source}", f"--out={out}"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"folder": str(out), "converter": convert.CONVERTER_VERSION}
+    assert captured.err.splitlines()[-1] == "convert: done (100%)"
+    assert (out / "model.safetensors").is_file()
+    (tmp_path / "no.gguf").write_bytes(b"PK\3\4 something else")
+    for given in (source, tmp_path / "no.gguf", tmp_path / "missing.gguf"):
+        where = out if given == source else tmp_path / "other"
+        assert convert.main([f"--gguf={given}", f"--out={where}"]) == convert.EXIT_USAGE
+        assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "other").exists()

@@ -28,13 +28,13 @@ from container.engine.request import (
     SamplingParams,
 )
 from container.engine.step import Runner, StepPlan, StepResult
-from container.model.build import build_runner
 from container.model.grammar import GrammarCache, over
 from container.model.masks import Masks
 from container.model.runner import NativeRunner
 from container.model.sampler import Sampler
 from container.model.shape import RunnerConfig
 from container.model.source import DirectorySource
+from container.model.start import build_runner
 from tests.model.serving import CONNECTION, PATIENT, real_text
 from tests.model.test_concurrent import Cramped
 

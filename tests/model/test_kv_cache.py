@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from container.model.kv_cache import KVBudgetExceeded, KVCache, KVLimits, LayerShape, Place
+from container.model.kv_cache import KVCache, Place
+from container.model.kv_limits import KVBudgetExceeded, KVLimits, LayerShape
 
 LAYERS = [LayerShape(2, 8, 8), LayerShape(2, 8, 8), LayerShape(1, 12, 4)]
 BLOCK = 16

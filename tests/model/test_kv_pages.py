@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from container.kernels.attention import KVType
-from container.model.kv_cache import KVBudgetExceeded, KVLimits, LayerShape
+from container.model.kv_limits import KVBudgetExceeded, KVLimits, LayerShape
 from container.model.kv_page_memory import PageMemory
 from container.model.kv_pages import PagedKV
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from container.model.kv_cache import KVBudgetExceeded
+from container.model.kv_limits import KVBudgetExceeded
 from tests.model.test_kv_pages import BLOCK, BLOCKS, cache, page_at
 
 

@@ -12,7 +12,8 @@ from container.engine.engine import Engine
 from container.engine.request import ErrorCode, FinishReason, Refused
 from container.engine.step import Runner
 from container.model.attention import Span, Step, attending, packed_attention
-from container.model.kv_cache import KVCache, KVLimits, LayerShape
+from container.model.kv_cache import KVCache
+from container.model.kv_limits import KVLimits, LayerShape
 from container.model.shape import RunnerConfig
 from container.model.source import DirectorySource
 from tests.model.serving import PATIENT, ask, native_runner, real_text, serve

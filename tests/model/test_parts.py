@@ -12,15 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from container.model import parts
-from container.model.build import ModelFacts, build_runner
 from container.model.errors import LoadError
+from container.model.facts import ModelFacts
+from container.model.folders import PlainFolder
 from container.model.group import Group
-from container.model.packed import PackedRow
 from container.model.quantize_choose import Scheme
 from container.model.quantize_modules import plain_activations
+from container.model.rows import PackedRow
 from container.model.runner import NativeRunner
 from container.model.shape import RunnerConfig
 from container.model.source import DirectorySource
+from container.model.start import build_runner
 from tests.model.ranks import together
 from tests.model.test_ranks_quantized import aligned_source
 
@@ -76,9 +78,9 @@ def test_a_start_takes_the_parts_made_for_it_and_computes_the_same(
 ) -> None:
     config = replace(CONFIG, quantize=scheme)
     at_load, _ = computed(config, model, size)
-    folder, manifest = parts.make(model, size, scheme)
-    assert folder == model / "parts" / f"tp{size}-{scheme}" and manifest.ranks == size
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
+    made = parts.make(model, size, scheme)
+    assert made.folder == model / "parts" / f"tp{size}-{scheme}" and made.quantization == scheme
+    assert sorted(path.name for path in made.folder.iterdir()) == sorted(
         ["manifest.json", *(f"model-rank-{rank}-of-{size}.safetensors" for rank in range(size))]
     )
     (model / "model.safetensors").unlink()  # nothing but the parts is left to load
@@ -90,9 +92,9 @@ def test_a_start_takes_the_parts_made_for_it_and_computes_the_same(
 def test_parts_for_other_choices_are_left_alone(model: Path) -> None:
     parts.make(model, 2, "int4-block")
     root = model / "parts"
-    assert parts.found(root, 2, Scheme.INT4_BLOCK) is not None
-    assert parts.found(root, 2, Scheme.NONE) is None
-    assert parts.found(root, 3, Scheme.INT4_BLOCK) is None
+    assert parts.found(PlainFolder(root), 2, Scheme.INT4_BLOCK) is not None
+    assert parts.found(PlainFolder(root), 2, Scheme.NONE) is None
+    assert parts.found(PlainFolder(root), 3, Scheme.INT4_BLOCK) is None
     assert parts.found(None, 2, Scheme.INT4_BLOCK) is None
     plain, _ = computed(CONFIG, model, 1)
     beside, _ = computed(replace(CONFIG, parts_dir=str(root)), model, 1)
@@ -100,8 +102,7 @@ def test_parts_for_other_choices_are_left_alone(model: Path) -> None:
 
 
 def test_parts_that_were_changed_stop_the_start(model: Path) -> None:
-    folder, _ = parts.make(model, 1, "int8-block")
-    part = folder / "model-rank-0-of-1.safetensors"
+    part = parts.make(model, 1, "int8-block").folder / "model-rank-0-of-1.safetensors"
     raw = bytearray(part.read_bytes())
     raw[-1] ^= 1
     part.write_bytes(raw)
@@ -158,3 +159,12 @@ def test_the_command_makes_parts_and_says_how_large_they_are(
     assert "4 attention heads cannot be divided among 3 ranks" in capsys.readouterr().err
     assert parts.main([*arguments, "--quantize", "fp8"]) == 2
     assert "compute capability" in capsys.readouterr().err
+
+
+def test_parts_can_be_made_elsewhere_and_are_read_by_whoever_reads_the_model(
+    model: Path, tmp_path: Path
+) -> None:
+    (model / "config.json").chmod(0o640)
+    made = parts.make(model, 2, "none", out=tmp_path / "elsewhere")
+    assert made.folder == tmp_path / "elsewhere" / "tp2-none" and not (model / "parts").exists()
+    assert {path.stat().st_mode & 0o777 for path in made.folder.iterdir()} == {0o640}

@@ -15,7 +15,7 @@ from container.engine.step import ROW_SAMPLES, Runner
 from container.model.build import assemble
 from container.model.load import LoadError, load, read_config
 from container.model.positions import freeze_positions, reach_tokens
-from container.model.shape import RunnerConfig, SizingError, wanted_tokens
+from container.model.shape import RunnerConfig, SizingError, reach, wanted_tokens
 from tests.model.driving import BLOCK, Driver
 from tests.model.stand_in import GreedySampler, score
 from tests.model.tiny import BASE, TinySource, reference_model
@@ -255,10 +255,10 @@ def test_a_scaling_that_stretches_is_served_as_far_as_it_reaches() -> None:
         text = read_config(scaled_source(config_values(scaling)))
         reaches[scaling] = reach_tokens(text, text.max_position_embeddings)
         longest = reaches[scaling][1]
-        assert wanted_tokens(text, RunnerConfig()) == reaches[scaling][0]
-        assert wanted_tokens(text, RunnerConfig(sequence_tokens=longest)) == longest
+        assert wanted_tokens(*reach(text), RunnerConfig()) == reaches[scaling][0]
+        assert wanted_tokens(*reach(text), RunnerConfig(sequence_tokens=longest)) == longest
         with pytest.raises(SizingError, match=str(longest)):
-            wanted_tokens(text, RunnerConfig(sequence_tokens=longest + 1))
+            wanted_tokens(*reach(text), RunnerConfig(sequence_tokens=longest + 1))
     assert reaches == {
         "linear": (256, 256),
         "dynamic": (64, 256),

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from container.model.kv_cache import KVCache, KVLimits, LayerShape
+from container.model.kv_cache import KVCache
+from container.model.kv_limits import KVLimits, LayerShape
 from container.model.packed import PackedModel
 from container.model.quality import report as reporting
 from container.model.quality import text as texts

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from container.model import quantize as walk
 from container.model.quantize import PackedMismatch, Report, empty, load_packed, quantize
+from container.model.quantize_blocks import Int8Block
 from container.model.quantize_choose import Scheme
 from container.model.quantize_format import Obstacle, format_for
 from container.model.quantize_modules import PackedExperts, PackedLinear, plain_activations
@@ -49,8 +50,10 @@ def rounded(kind: str, scheme: Scheme) -> Any:
 
     for name, module in model.named_modules():
         if "lm_head" in name:
-            if scheme in walk.WITH_HEAD:  # not the embedding, which may be the same parameter
-                module.weight = nn.Parameter(there_and_back(module.weight), requires_grad=False)
+            if scheme in walk.HEADS:  # not the embedding, which may be the same parameter
+                held = format_for(walk.HEADS[scheme])
+                rounded_head = held.unpack(held.pack(module.weight.contiguous()))
+                module.weight = nn.Parameter(rounded_head, requires_grad=False)
         elif type(module) is nn.Linear and not name.endswith(".gate"):
             module.weight.copy_(there_and_back(module.weight))
         elif type(module) is Conv1D:
@@ -93,8 +96,9 @@ def test_experts_are_quantized_and_routers_are_not(kind: str) -> None:
 @pytest.mark.parametrize("scheme", PACKED)
 def test_embeddings_and_norms_stay_as_they_are_and_most_heads(scheme: Scheme) -> None:
     model, report = quantized("llama", scheme)
-    with_head = scheme in walk.WITH_HEAD
+    with_head = scheme in walk.HEADS
     assert type(model.lm_head) is (PackedLinear if with_head else nn.Linear)
+    assert not with_head or type(model.lm_head.form) is Int8Block  # never in fewer bits
     kept = {name.split(".")[-2] for name, _ in model.named_parameters()}
     norms = {"input_layernorm", "post_attention_layernorm", "norm"}
     assert kept == {"embed_tokens", *norms} | (set() if with_head else {"lm_head"})
@@ -192,10 +196,10 @@ def test_a_layer_that_hangs_in_two_places_is_packed_once() -> None:
 
 def test_a_single_decoder_layer_can_be_quantized_by_itself_and_reports_add_up() -> None:
     model = copy.deepcopy(reference_model("mixtral"))
-    total = Report(Scheme.INT4_BLOCK)
+    total = Report(Scheme.BNB_NF4)
     for layer in model.model.layers:
-        total.add(quantize(layer, Scheme.INT4_BLOCK))
-    _, whole = quantized("mixtral", Scheme.INT4_BLOCK)
+        total.add(quantize(layer, Scheme.BNB_NF4))
+    _, whole = quantized("mixtral", Scheme.BNB_NF4)
     whole.left[Obstacle.OUTPUT] -= 1
     assert (total.linears, total.expert_weights) == (whole.linears, whole.expert_weights)
     assert (total.bytes_before, total.bytes_after) == (whole.bytes_before, whole.bytes_after)
@@ -328,8 +332,11 @@ def test_converting_a_model_converts_no_scale(scheme: Scheme) -> None:
 
 def test_the_heads_that_are_named_otherwise_are_left_too() -> None:
     for name in walk.HEAD_NAMES:
-        assert quantize(nn.ModuleDict({name: nn.Linear(64, 64)}), Scheme.INT4_BLOCK).nothing_done
-        assert quantize(nn.ModuleDict({name: nn.Linear(64, 64)}), Scheme.INT8_BLOCK).linears == 1
+        assert quantize(nn.ModuleDict({name: nn.Linear(64, 64)}), Scheme.BNB_NF4).nothing_done
+        for scheme in walk.HEADS:
+            held = nn.ModuleDict({name: nn.Linear(64, 64)})
+            assert quantize(held, scheme).linears == 1
+            assert isinstance(held[name].form, Int8Block)
     for name in walk.ROUTER_NAMES:
         report = quantize(nn.ModuleDict({name: nn.Linear(64, 64)}), Scheme.INT8_BLOCK)
         assert report.left == {Obstacle.ROUTER: 1}

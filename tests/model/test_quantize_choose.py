@@ -167,6 +167,11 @@ def test_what_no_scheme_touches_is_counted_in_full() -> None:
     assert needed_bytes(Scheme.NONE, facts) == 10 * GIB
     assert 6 * GIB < needed_bytes(Scheme.FP8, facts) < 6.2 * GIB
     assert needed_bytes(Scheme.INT4_BLOCK, facts) == 2 * GIB + 4 * GIB * 5 // 8
+    headed = replace(facts, head_bytes=GIB)  # in 8.5 bits instead of 16 under both schemes in blocks
+    assert needed_bytes(Scheme.INT8_BLOCK, headed) == GIB + (4 * GIB + GIB // 2) * 17 // 16
+    assert needed_bytes(Scheme.INT4_BLOCK, headed) == GIB + GIB // 2 * 17 // 16 + 4 * GIB * 5 // 8
+    tied = replace(headed, head_tied=True)  # the embedding stays beside them
+    assert needed_bytes(Scheme.INT4_BLOCK, tied) == needed_bytes(Scheme.INT4_BLOCK, headed) + GIB
 
 
 def test_settings_can_be_read_without_torch() -> None:

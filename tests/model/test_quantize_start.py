@@ -53,6 +53,8 @@ def test_facts_tell_the_scheme_the_reason_and_the_counts() -> None:
     assert facts.quantize_reason.startswith("asked for")
     assert "15 linear layers" in facts.quantized  # the head among them
     _, facts = start(replace(CONFIG, quantize="int4-block"), tiny_source("llama"))
+    assert "15 linear layers" in facts.quantized and facts.operators == "fused"
+    _, facts = start(replace(CONFIG, quantize="bnb-nf4"), tiny_source("llama"))
     assert "14 linear layers" in facts.quantized
     assert "1 left (output)" in facts.quantized
     _, facts = start(replace(CONFIG, quantize="auto"), tiny_source("llama"))

@@ -14,13 +14,14 @@ from container.engine.engine import Engine
 from container.engine.request import SamplingParams
 from container.engine.step import Runner
 from container.model import division, shape
-from container.model.build import build_runner
 from container.model.errors import ShardRefused
+from container.model.folders import PlainFolder
 from container.model.group import GroupBroken
-from container.model.probe import ProbeFailed, ProbeReason
+from container.model.replay import ProbeFailed, ProbeReason
 from container.model.shape import RunnerConfig
 from container.model.shard_files import Recipe, save_shards
 from container.model.source import DirectorySource
+from container.model.start import build_runner
 from container.model.steps import LayerSteps, Prepared
 from tests.model.divided import divided_source
 from tests.model.driving import CONFIG, greedy
@@ -125,7 +126,7 @@ def test_heads_that_do_not_divide_stop_the_start() -> None:
 def test_a_probe_that_rank_0_fails_fails_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     from container.model import probe
 
-    monkeypatch.setattr(probe, "agree", lambda *_: False)
+    monkeypatch.setattr(probe, "agree", lambda *_, **__: False)
     seen: list[ProbeReason] = []
 
     def start(group: ThreadGroup) -> None:
@@ -162,7 +163,7 @@ def test_fused_and_quantized_ranks_serve_from_load_and_from_prepared_parts(tmp_p
     steps = LayerSteps(fuse=fuse, quantize=quantize)
     bare = TinySource({"config.json": source.file("config.json") or b""}, {})  # no weights but the parts
     at_load, _ = ranked(CONFIG, source, 2, steps)
-    prepared, _ = ranked(CONFIG, bare, 2, replace(steps, prepared=Prepared(tmp_path, recipe)))
+    prepared, _ = ranked(CONFIG, bare, 2, replace(steps, prepared=Prepared(PlainFolder(tmp_path), recipe)))
     assert greedy(prepared, PROMPTS, 8, 8) == greedy(at_load, PROMPTS, 8, 8)
 
 

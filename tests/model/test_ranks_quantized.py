@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from container.model import fused
-from container.model.build import build_runner
 from container.model.group import Group
-from container.model.packed import PackedRow
 from container.model.quantize_modules import plain_activations
+from container.model.rows import PackedRow
 from container.model.runner import NativeRunner
 from container.model.shape import RunnerConfig
 from container.model.source import DirectorySource, ModelSource
+from container.model.start import build_runner
 from tests.model.ranks import together
 from tests.model.serving import real_text
 from tests.model.tiny import ARCHITECTURES, BASE, TinySource, tiny_source

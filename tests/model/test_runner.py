@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 
 from container.engine.request import SampledToken, SamplingParams
 from container.engine.step import ROW_HOLDS_STOPS, ROW_PROMPT_LOGPROBS, ROW_SAMPLES, SlotAssignment, StepPlan
+from container.model import runner as runner_module
 from container.model.build import assemble
-from container.model.kv_cache import KVBudgetExceeded
+from container.model.fused_model import FusedModel
+from container.model.kv_limits import KVBudgetExceeded
 from container.model.runner import NativeRunner, plan_rows, triples
 from tests.model.driving import CONFIG, Driver, built, greedy
 from tests.model.stand_in import GreedySampler, score
@@ -179,6 +182,37 @@ def test_closing_wipes_and_lets_go(kind: str) -> None:
         assert runner._packed.kv.slab_bytes == 0
     with pytest.raises(TypeError):
         greedy(runner, [tokens(5)], 2, 8)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8-block"])
+def test_large_pages_are_asked_for_all_weights_and_no_longer_after_closing(
+    monkeypatch: pytest.MonkeyPatch, quantize: str
+) -> None:
+    class Asked:
+        def __init__(self, blocks: list[tuple[int, int]]) -> None:
+            self.blocks, self.closed = blocks, False
+            asked.append(self)
+
+        def close(self) -> None:
+            self.closed = True
+
+    asked: list[Asked] = []
+    monkeypatch.setattr(runner_module, "LargePages", Asked)
+    config = replace(CONFIG, quantize=quantize)
+    runner, _ = assemble(config, tiny_source("llama"), lambda phase: None, GreedySampler, score)
+    assert isinstance(runner, NativeRunner)
+    (one,) = asked
+    assert sum(size for _, size in one.blocks) == runner.packed.weight_bytes > 0
+    assert len({address for address, _ in one.blocks}) == len(one.blocks)
+    embedding = (
+        runner.packed.weights.embedding.ctypes.data
+        if isinstance(runner.packed, FusedModel)
+        else next(runner.packed._model.parameters()).data_ptr()  # type: ignore[attr-defined]
+    )
+    assert embedding in {address for address, _ in one.blocks}
+    assert not one.closed
+    runner.close()
+    assert one.closed
 
 
 def test_sequences_beyond_the_resident_limit_raise_and_the_runner_recovers() -> None:

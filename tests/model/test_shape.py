@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from container.model import shape
-from container.model.kv_cache import LayerShape
+from container.model.kv_limits import LayerShape
 from container.model.shape import RunnerConfig, SizingError
 
 KIB = 1024
@@ -34,6 +34,14 @@ def test_scarce_memory_limits_blocks_and_the_sum_of_sequences() -> None:
     sizes = shape.size(RunnerConfig(sequence_tokens=256), 256, KIB, 3 * MIB)
     assert sizes.blocks == 64
     assert sizes.resident_tokens == 1024
+
+
+def test_pages_are_paid_for_once_and_nothing_else_is_limited() -> None:
+    for prefix_cache in (True, False):
+        config = RunnerConfig(sequence_tokens=256, prefix_cache=prefix_cache)
+        sizes = shape.size(config, 256, KIB, 3 * MIB, paged=True)
+        assert sizes.blocks == 192
+        assert sizes.resident_tokens is None
 
 
 def test_without_a_prefix_cache_memory_goes_to_running_sequences() -> None:
@@ -158,20 +166,20 @@ def test_what_is_promised_with_windows_fits_the_budget(
 
 def test_a_longer_sequence_than_the_window_stops_the_start() -> None:
     text = SimpleNamespace(max_position_embeddings=512)
-    assert shape.wanted_tokens(text, RunnerConfig(sequence_tokens=512)) == 512
+    assert shape.wanted_tokens(*shape.reach(text), RunnerConfig(sequence_tokens=512)) == 512
     with pytest.raises(SizingError, match="window"):
-        shape.wanted_tokens(text, RunnerConfig(sequence_tokens=513))
+        shape.wanted_tokens(*shape.reach(text), RunnerConfig(sequence_tokens=513))
     with pytest.raises(SizingError, match="at least 2"):
-        shape.wanted_tokens(text, RunnerConfig(sequence_tokens=1))
+        shape.wanted_tokens(*shape.reach(text), RunnerConfig(sequence_tokens=1))
 
 
 @pytest.mark.parametrize("name", shape.WINDOW_NAMES)
 def test_the_window_is_found_under_its_known_names(name: str) -> None:
-    assert shape.wanted_tokens(SimpleNamespace(**{name: 77}), RunnerConfig()) == 77
+    assert shape.wanted_tokens(*shape.reach(SimpleNamespace(**{name: 77})), RunnerConfig()) == 77
 
 
 def test_a_model_without_a_window_gets_a_default() -> None:
-    assert shape.wanted_tokens(SimpleNamespace(), RunnerConfig()) == 2048
+    assert shape.wanted_tokens(*shape.reach(SimpleNamespace()), RunnerConfig()) == 2048
 
 
 def memory(tmp_path: Path, files: dict[str, str]) -> int:

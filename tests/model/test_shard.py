@@ -16,7 +16,7 @@ from container.model.layout import lay_out
 from container.model.load import LoadedModel, load, read_config
 from container.model.parallel import RowParallel, arm, wide_norm
 from container.model.partition import Cut, Heads, even, even_vectors
-from container.model.probe import ProbeFailed, ProbeReason
+from container.model.replay import ProbeFailed, ProbeReason
 from container.model.source import StoredTensor
 from tests.model.divided import (
     KINDS,

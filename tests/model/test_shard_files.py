@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from container.model.folders import PlainFolder
 from container.model.load import LoadedModel, untouched
 from container.model.parallel import arm
 from container.model.shard_files import (
@@ -20,8 +21,8 @@ from container.model.shard_files import (
     file_name,
     load_shard,
     save_shards,
-    source_sha256,
 )
+from container.model.source import file_sha256, source_sha256
 from tests.model.divided import divided_logits, divided_source
 from tests.model.ranks import ThreadGroup, together
 
@@ -86,7 +87,15 @@ def loaded(
     steps = (untouched, untouched) if recipe is PLAIN else (fuse, quantize)
     dtype = options.pop("dtype", torch.float32)
     return load_shard(
-        divided_source(name, size), path, rank, size, dtype, lambda _: 64, recipe, *steps, **options
+        divided_source(name, size),
+        PlainFolder(path),
+        rank,
+        size,
+        dtype,
+        lambda _: 64,
+        recipe,
+        *steps,
+        **options,
     )
 
 
@@ -177,7 +186,6 @@ def test_parts_of_other_weights_are_refused_where_the_source_is_known(tmp_path: 
 
 @pytest.mark.parametrize("fault", ["lacking", "extra", "shape", "kind"])
 def test_a_part_with_other_tensors_than_the_model_is_refused(fault: str, tmp_path: Path) -> None:
-    from container.model import shard_files
 
     saved(tmp_path, "llama", 2)
     path = tmp_path / file_name(0, 2)
@@ -195,7 +203,7 @@ def test_a_part_with_other_tensors_than_the_model_is_refused(fault: str, tmp_pat
     with pytest.raises(ShardMismatch, match="not the one"):
         loaded(tmp_path, "llama", 0, 2)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
-    manifest["files_sha256"][0] = shard_files._file_sha256(path)
+    manifest["files_sha256"][0] = file_sha256(path)
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ShardMismatch, match="a part holds") as caught:
         loaded(tmp_path, "llama", 0, 2)
@@ -213,6 +221,6 @@ def test_a_broken_manifest_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_manifest_of_a_later_format_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, "llama", 2)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"format": 2}))
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"format": 3}))
     with pytest.raises(ShardMismatch, match="format"):
         loaded(tmp_path, "llama", 0, 2)

@@ -19,12 +19,13 @@ from container.engine.engine import Engine
 from container.engine.request import EngineRequest, FinishReason, SampledToken, SamplingParams
 from container.engine.stats import Stats
 from container.engine.step import ROW_SAMPLES, Capacity, Runner, StepPlan, StepResult
-from container.model.build import build_runner
-from container.model.kv_cache import KVCache, KVLimits, LayerShape
+from container.model.kv_cache import KVCache
+from container.model.kv_limits import KVLimits, LayerShape
 from container.model.masks import Verdict
 from container.model.runner import NativeRunner
 from container.model.shape import RunnerConfig
 from container.model.source import DirectorySource
+from container.model.start import build_runner
 from container.model.verify import draw_along
 from container.ranks.plans import Order, decode, encode
 from tests.model.divided import divided_source

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from container.engine.step import Runner
 from container.model import surgery, surgery_linear
-from container.model.build import ModelFacts, assemble
-from container.model.probe import ProbeReason
+from container.model.build import assemble
+from container.model.facts import ModelFacts
+from container.model.replay import ProbeReason
 from container.model.shape import SizingError
 from tests.model.driving import CONFIG, greedy
 from tests.model.stand_in import GreedySampler, score

@@ -15,11 +15,12 @@ from container.engine.engine import Engine
 from container.engine.request import EngineRequest, RequestKey
 from container.engine.step import Capacity, Runner
 from container.model import attention
-from container.model.build import build_runner
-from container.model.kv_cache import KVCache, KVLimits, LayerShape, Place
+from container.model.kv_cache import KVCache, Place
+from container.model.kv_limits import KVLimits, LayerShape
 from container.model.probe import measure
 from container.model.runner import NativeRunner
 from container.model.shape import RunnerConfig
+from container.model.start import build_runner
 from tests.model.serving import CONNECTION, PATIENT, Answers, ask, serve
 from tests.model.test_concurrent import Cramped
 from tests.model.tiny import VOCABULARY, reference_model, tiny_source
@@ -331,7 +332,7 @@ def test_a_windowed_model_may_run_more_sequences_in_the_same_memory() -> None:
 
 
 def test_a_row_that_does_not_go_on_where_its_slot_ended_is_an_error_of_ours() -> None:
-    from container.model.packed import PackedRow
+    from container.model.rows import PackedRow
 
     packed = windowed_runner("mistral").runner._packed
     packed.logits([PackedRow(0, 0, [5, 6, 7], (2,))])

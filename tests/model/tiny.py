@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -112,6 +113,12 @@ class TinySource:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._tensors.items()
+
+    def weights_sha256(self) -> str | None:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._tensors.items()):
+            digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest() if self._tensors else None
 
     def stored(self) -> Iterator[tuple[str, StoredTensor]]:
         for name, tensor in self._tensors.items():

@@ -5,7 +5,8 @@ python -m tests.ranks.ranked_process MODE --rank N ...          a follower, star
 
 A row's token is SUM(rank + 1) x (sum of the tokens its slot has seen) modulo the vocabulary, so a follower
 that missed an order spoils every answer. Tokens of a prompt from 90 on steer, see STEER; MODE is `good`,
-`torch` (the sum is a Group's) or WORD:RANK, which goes wrong while rank RANK loads.
+`torch` or `gloo` (the sum is a Group's), `unlockable` (the followers' locks do not hold), or WORD:RANK, which
+goes wrong while rank RANK loads.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import time
 from container.engine.request import SampledToken
 from container.engine.step import ROW_SAMPLES, Capacity, RowResult, StepPlan, StepResult
 from container.ranks import follower
+from container.ranks import main as main_module
 from container.ranks.assembly import Loaded, Report, StartFailed
 from container.ranks.config import EngineConfig
 from container.ranks.exchange import What
 from container.ranks.heartbeat import LoadPhase, StartFault
+from container.ranks.lockdown import LockdownFailed
 from container.ranks.main import main
 from container.ranks.place import Place
 
@@ -44,10 +47,10 @@ def expected(prompt: list[int], count: int, ranks: int) -> list[int]:
 class SummingRunner:
     """Keeps one number per slot: what it has seen."""
 
-    def __init__(self, place: Place, use_torch: bool) -> None:
+    def __init__(self, place: Place, collectives: str | None) -> None:
         self._place = place
         self._seen: dict[int, int] = {}
-        self._group = place.group() if use_torch else None
+        self._group = None if collectives is None else place.group(collectives)
 
     def capacity(self) -> Capacity:
         return CAPACITY
@@ -110,11 +113,17 @@ def load(config: EngineConfig, report: Report, place: Place) -> Loaded:
         for _ in range(10 if word == "slow" else 0):
             time.sleep(0.15)
             report(LoadPhase.WEIGHTS)
-    return Loaded(SummingRunner(place, MODE == "torch"), "native", None)
+    return Loaded(SummingRunner(place, {"torch": "shared", "gloo": "gloo"}.get(MODE)), "native", None)
+
+
+def refuse_to_lock(**_: bool) -> None:
+    raise LockdownFailed("not refused: connect")
 
 
 if __name__ == "__main__":
     MODE = sys.argv[1]
     if "--rank" in sys.argv:
+        if MODE == "unlockable":
+            main_module.hold = refuse_to_lock
         sys.exit(follower.main(sys.argv[2:], load))
     sys.exit(main(sys.argv[2:], load, (sys.executable, "-m", "tests.ranks.ranked_process", MODE)))

@@ -146,6 +146,7 @@ def test_three_ranks_of_a_real_model_under_load_come_back_from_every_strike(
     with ModelServer(
         tmp_path,
         STRONGROOM_MODEL=str(demo_checkpoint),
+        STRONGROOM_ALLOW_PLAINTEXT="on",
         STRONGROOM_WORKERS="1",
         STRONGROOM_TENSOR_PARALLEL=str(RANKS),
     ) as server:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from container.model.build import ModelFacts
-from container.model.probe import ProbeReason
+from container.model.facts import ModelFacts
+from container.model.replay import ProbeReason
 from container.ranks.assembly import Loaded, Report, StartFailed, assemble, summary_of
 from container.ranks.config import EngineConfig
 from container.ranks.heartbeat import HeartbeatWriter, StartFault, make_page

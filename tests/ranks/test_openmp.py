@@ -35,5 +35,6 @@ def wait_policy(model_dir: Path, **environment: str) -> str:
 
 def test_waiting_threads_sleep_unless_the_operator_says_otherwise(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")  # looked for before anything is imported to read it
     assert wait_policy(tmp_path) == "PASSIVE"
     assert wait_policy(tmp_path, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"

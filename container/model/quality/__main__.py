@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from container.model import shape
-from container.model.build import ModelRefused
+from container.model.facts import ModelRefused
 from container.model.load import LoadError, read_config
 from container.model.quality import report as reporting
 from container.model.quality import text as texts

@@ -23,13 +23,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from container.model.build import ModelRefused, build_runner
+from container.model.facts import ModelRefused
 from container.model.load import LoadError
-from container.model.packed import PackedRow
 from container.model.quantize_choose import QuantizeRefused
+from container.model.rows import PackedRow
 from container.model.runner import NativeRunner, StepModel
 from container.model.shape import RunnerConfig, SizingError
 from container.model.source import ModelSource
+from container.model.start import build_runner
 
 CHUNK_ROWS: Final = 64  # positions compared at once: bounds the float64 copies of their logits
 DECODE_BATCHES: Final = (1, 8)
@@ -96,7 +97,7 @@ class Opened:
         logits = self.packed.logits([PackedRow(0, 0, tokens, range(len(tokens)))])
         assert logits is not None, "a rank that is alone has logits"
         self.packed.kv.release(0)
-        return logits
+        return torch.as_tensor(logits)
 
     def close(self) -> None:
         self._runner.close()
