@@ -9,13 +9,24 @@ import os
 import sys
 from collections.abc import Sequence
 
+from model_package.refusal import KeyRefused
+from model_package.secret import HardeningError
 from sagemaker_entry import children, log, settings, supervisor
+from sagemaker_entry.listening import ListenRefused
 
 EXIT_USAGE = 2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb in `arguments`; return the exit code."""
+    """Run the verb in `arguments` and return the exit code; root gives its rights up before anything else."""
+    try:
+        supervisor.drop_privileges()
+    except PermissionError:
+        return _stop(
+            "started as root, but not allowed to go on as another user",
+            f"start with `--user {supervisor.SERVICE_ID}`, or leave the capabilities SETUID and SETGID",
+        )
+    os.umask(0o077)
     if list(arguments) == ["train"]:
         return _stop("`train` is not part of this version", "start the container with `serve`")
     if list(arguments) != ["serve"]:
@@ -27,15 +38,14 @@ def main(arguments: Sequence[str]) -> int:
     log.set_level(chosen.log_level)
     for name in ignored:
         log.write("warning", "setting_ignored", name=name)
+    children.undumpable()  # before a key arrives
     try:
         running = supervisor.Supervisor(chosen, supervisor.Commands(), os.environ)
-    except OSError as error:
-        port = settings.variable("port")
-        return _stop(
-            f"cannot listen on port {chosen.port}: {os.strerror(error.errno or 0).lower()}", f"set `{port}`"
-        )
-    supervisor.drop_privileges()
-    children.undumpable()
+    except (settings.SettingsError, ListenRefused) as error:
+        return _stop(str(error), error.hint)
+    except (KeyRefused, HardeningError) as refused:
+        _stop(refused.message, refused.hint)
+        return supervisor.EXIT_KEY
     return running.run()
 
 

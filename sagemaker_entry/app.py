@@ -16,8 +16,16 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Rule
 
-from sagemaker_entry import log
-from sagemaker_entry.caller import ATTRIBUTES, Keyhole, check_attributes, check_content, echoed_attributes
+from sagemaker_entry import log, session_control
+from sagemaker_entry.caller import (
+    ATTRIBUTES,
+    ApiKey,
+    check_attributes,
+    check_content,
+    check_target,
+    echoed_attributes,
+    is_lines,
+)
 from sagemaker_entry.dialects.choose import GENERATING, Dialect, DialectSetting, Route, error_dialect
 from sagemaker_entry.dialects.listings import Listed, ServerFacts, info_body, model_body, models_body
 from sagemaker_entry.dialects.presenter import JSON_TYPE, error_body
@@ -27,10 +35,14 @@ from sagemaker_entry.health import Health
 from sagemaker_entry.metrics import Metrics
 from sagemaker_entry.replies import Replies
 from sagemaker_entry.service import Service
+from sagemaker_entry.sessions import Sessions
 from sagemaker_entry.settings import Settings
 from sagemaker_entry.surplus import Surplus
+from sagemaker_entry.unlocking import VERBS, Unlocking
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+LOCKDOWN: Final = "Strongroom-Lockdown"  # on a green ping, whose body is empty by contract
+SEAL: Final = "Strongroom-Seal"  # likewise: sealed, locked or plaintext
 PAYLOAD_MB: Final = 6  # what the platform forwards; larger bodies only reach us directly
 TRANSFORM_BUDGET_MB: Final = 100  # MaxConcurrentTransforms x MaxPayloadInMB may not exceed it
 OPEN_PATHS: Final = frozenset({"/ping", "/health"})  # answered without a key, like GET /
@@ -48,18 +60,22 @@ class App:
         facts: ServerFacts,
         loaded_s: int,
         key: str | None,
+        sessions: Sessions | None = None,
+        unlocking: Unlocking | None = None,
     ) -> None:
+        self._unlocking = unlocking
         self._settings = settings
         self._service = service
         self._health = health
         self._metrics = metrics
         self._facts = facts
         self._models = (Listed(settings.name, loaded_s),)
-        self._keyhole = Keyhole(key)
+        self._key = ApiKey(key)
+        self._sessions = sessions
         dialect = settings.dialect
         self._dialect: DialectSetting = dialect if dialect in get_args(DialectSetting) else "auto"  # type: ignore[assignment]
         self._replies = Replies(settings, service, metrics, self._dialect, facts.fingerprint)
-        self.wsgi = Surplus(self._build(), service, health, self._keyhole, self._replies)
+        self.wsgi = Surplus(self._build(), health, self._key, self._replies)
 
     def _build(self) -> Flask:
         app = Flask("strongroom", static_folder=None)
@@ -109,7 +125,7 @@ class App:
 
     def _check_key(self) -> None:
         if request.path not in OPEN_PATHS and (request.path != "/" or request.method != "GET"):
-            self._keyhole.check(request.environ)
+            self._key.check(request.environ)
 
     def _after(self, response: Response) -> Response:
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -139,12 +155,16 @@ class App:
 
     def _ping(self) -> Response:
         error = self._health.error()
-        if error is None:
+        if error is None or error.code is Code.LOCKED:  # no call would ever bring the key to a red endpoint
             healthy = Response(b"", 200)
             del healthy.headers["Content-Type"]
+            healthy.headers[LOCKDOWN] = self._health.lock().value
+            healthy.headers[SEAL] = self._health.seal().value
             return healthy
         body, _ = error_body(Dialect.OPENAI_CHAT, error, current().public_id)
-        response = _json(json.dumps(json.loads(body) | self._health.phase()).encode())
+        states = {"lockdown": self._health.lock().value, "seal": self._health.seal().value}
+        detail = self._health.phase() | states
+        response = _json(json.dumps(json.loads(body) | detail).encode())
         response.status_code = error.status
         response.headers["Retry-After"] = str(error.retry_after_s)
         current().error_code = error.code.value
@@ -152,9 +172,22 @@ class App:
 
     def _generating(self, route: Route) -> Callable[[], Response]:
         def view() -> Response:
-            check_content(request.environ)
+            invoked = route is Route.INVOCATIONS
+            verb = VERBS.get(request.environ.get("CONTENT_TYPE", "")) if self._unlocking else None
+            if self._unlocking is not None and verb is not None and invoked:
+                return _json(self._unlocking.answer(verb, current().body.read()))
+            check_content(request.environ, lines=invoked)
+            check_target(request.environ)
             body = current().body.read()
             self._check_ready()
+            lines = invoked and is_lines(request.environ)
+            if invoked:
+                control = b"" if lines else body  # no line opens or closes anything
+                controlled = session_control.answer(request.environ, control, self._sessions)
+                if controlled is not None:
+                    return controlled
+            if lines:
+                return self._replies.lines(body, current())
             return self._replies.generate(route, body, current())
 
         return view
@@ -163,7 +196,7 @@ class App:
         check_content(request.environ)
         body = current().body.read()
         self._check_ready()
-        return self._replies.tokenize(route, body)
+        return self._replies.tokenize(route, body, current())
 
     def _check_ready(self) -> None:
         error = self._health.error()
@@ -185,7 +218,7 @@ class App:
             json.dumps(
                 {
                     "MaxConcurrentTransforms": max(1, most),
-                    "BatchStrategy": "SINGLE_RECORD",
+                    "BatchStrategy": "MULTI_RECORD",
                     "MaxPayloadInMB": PAYLOAD_MB,
                 }
             ).encode()

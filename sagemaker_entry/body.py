@@ -24,6 +24,7 @@ MAX_TRAILERS: Final = 32
 FREE_CHUNKS: Final = 1024  # beyond these, chunks must carry at least MIN_CHUNK_BYTES on average
 MIN_CHUNK_BYTES: Final = 16
 BUDGET_RETRY_S: Final = 1
+LARGE_BODY_BYTES: Final = 128 * 1024  # a few milliseconds of parsing
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,32})(?:[ \t]*;[\t !-~\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t !-~\x80-\xff]*")

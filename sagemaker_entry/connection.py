@@ -40,6 +40,8 @@ LINGER_S: Final = 2.0  # how long a refused client may go on sending before it i
 HEADERS_LIMIT_BYTES: Final = 64 * 1024
 READ_BYTES: Final = 64 * 1024
 
+FORWARDED_STREAM: Final = "InvokeEndpointWithResponseStream"
+
 # A request line, or as much of one as has come: printable ASCII up to CR LF, and no other way to end it.
 _REQUEST_LINE = re.compile(rb"[ -~]*+(?:\r\n|\r?\Z)")
 
@@ -234,6 +236,7 @@ class Connection:
             lifetime,
             lambda: self._host.draining,
             client_id=request.header("X-AMZN-SAGEMAKER-INFERENCE-ID"),
+            forwarded_stream=request.header("X-AMZN-SAGEMAKER-FORWARDED-API") == FORWARDED_STREAM,
         )
         reply, environ = wsgi.create(
             request, self._sock, self._address, self._listener_name, self._host.cfg, response_class=Reply

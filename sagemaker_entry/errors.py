@@ -36,6 +36,10 @@ class Code(enum.StrEnum):
     UNKNOWN_SHAPE = "unknown_shape"
     UNSUPPORTED_SHAPE = "unsupported_shape"
     SESSIONS_OFF = "sessions_not_enabled"
+    SESSION_HEADER = "session_header_not_supported"
+    SESSION_NOT_FOUND = "session_not_found"
+    SESSION_NOT_CLOSED = "session_not_closed"
+    SESSIONS_FULL = "too_many_sessions"
     UNKNOWN_FIELD = "unknown_field"
     UNSUPPORTED_FIELD = "unsupported_field"
     MISSING_FIELD = "missing_field"
@@ -48,6 +52,7 @@ class Code(enum.StrEnum):
     NO_TEMPLATE = "no_chat_template"
     TOOLS_UNSUPPORTED = "tools_unsupported"
     MODEL_NOT_FOUND = "model_not_found"
+    ADAPTER_NOT_FOUND = "adapter_not_found"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     UNAUTHORIZED = "unauthorized"
@@ -71,6 +76,9 @@ class Code(enum.StrEnum):
     GRAMMAR_INVALID = "invalid_grammar"
     GRAMMAR_FAILED = "grammar_failed"
     GRAMMAR_VIOLATED = "grammar_violated"
+    LOCKED = "locked"
+    NOT_LOCKED = "not_locked"
+    UNLOCK_REFUSED = "unlock_refused"
     INTERNAL = "internal"
 
 
@@ -97,11 +105,30 @@ TABLE: Final[dict[Code, Rule]] = {
     Code.SESSIONS_OFF: Rule(
         400, "invalid_request_error", "validation", "Invalid payload. stateful sessions not enabled"
     ),
+    Code.SESSION_HEADER: Rule(
+        400,
+        "invalid_request_error",
+        "validation",
+        "Invalid payload. stateful sessions not enabled, X-Amzn-SageMaker-Session-Id header not supported",
+    ),
+    Code.SESSION_NOT_FOUND: Rule(
+        400,
+        "invalid_request_error",
+        "validation",
+        "Bad request: session not found: closed, expired or unknown",
+    ),
+    Code.SESSION_NOT_CLOSED: Rule(
+        400, "invalid_request_error", "validation", "Failed to close session: closed, expired or unknown"
+    ),
+    Code.SESSIONS_FULL: Rule(
+        429, "rate_limit_error", "overloaded", "no more sessions can be open at once; close one or wait"
+    ),
     Code.UNKNOWN_SHAPE: Rule(
         400,
         "invalid_request_error",
         "validation",
-        "the body must have one of `inputs` (TGI), `messages` (OpenAI chat) or `prompt` (OpenAI completion)",
+        "the body must have one of `inputs` (TGI), `messages` (OpenAI chat), `prompt` (OpenAI completion) or "
+        "`message` (Cohere chat)",
     ),
     Code.UNKNOWN_FIELD: Rule(400, "invalid_request_error", "validation", "`{param}` is not a known field"),
     Code.UNSUPPORTED_FIELD: Rule(400, "invalid_request_error", "validation", "`{param}` is not supported"),
@@ -130,13 +157,19 @@ TABLE: Final[dict[Code, Rule]] = {
         "`tool_choice` can be `none`, `required` or a function",
     ),
     Code.MODEL_NOT_FOUND: Rule(404, "invalid_request_error", "validation", "this model is not served here"),
+    Code.ADAPTER_NOT_FOUND: Rule(
+        404, "invalid_request_error", "validation", "no adapter of this name is registered here"
+    ),
     Code.NOT_FOUND: Rule(404, "invalid_request_error", "validation", "no such route"),
     Code.METHOD_NOT_ALLOWED: Rule(
         405, "invalid_request_error", "validation", "this route has no such method"
     ),
     Code.UNAUTHORIZED: Rule(401, "authentication_error", "validation", "a valid API key is required"),
     Code.MEDIA_TYPE: Rule(
-        415, "invalid_request_error", "validation", "content type must be application/json"
+        415,
+        "invalid_request_error",
+        "validation",
+        "content type must be application/json; `/invocations` also takes application/jsonlines",
     ),
     Code.CONTENT_ENCODING: Rule(
         415, "invalid_request_error", "validation", "content encodings are not accepted"
@@ -178,6 +211,11 @@ TABLE: Final[dict[Code, Rule]] = {
     ),
     Code.GRAMMAR_VIOLATED: Rule(
         500, "server_error", "generation", "the finished answer was not shown to follow its grammar"
+    ),
+    Code.LOCKED: Rule(503, "server_error", "healthcheck", "the model is locked: its key has not come yet"),
+    Code.NOT_LOCKED: Rule(409, "invalid_request_error", "validation", "no key is awaited here"),
+    Code.UNLOCK_REFUSED: Rule(
+        403, "invalid_request_error", "validation", "the unlock message was refused: {reason}"
     ),
     Code.INTERNAL: Rule(500, "server_error", "generation", "the server failed"),
 }

@@ -42,6 +42,12 @@ class Counts:
     completion_tokens: int = 0
     first_token_s: float | None = None
 
+    def add(self, part: Counts) -> None:
+        """Count what a part of the request took."""
+        self.prompt_tokens += part.prompt_tokens
+        self.cached_tokens += part.cached_tokens
+        self.completion_tokens += part.completion_tokens
+
 
 @dataclass(slots=True, eq=False)
 class Exchange:
@@ -52,11 +58,18 @@ class Exchange:
     lifetime: Lifetime = field(repr=False)
     draining: Callable[[], bool] = field(repr=False)
     client_id: str | None = field(default=None, repr=False)
+    forwarded_stream: bool = False  # the platform says that its caller asked for a stream
     id: str = field(default_factory=lambda: os.urandom(12).hex())
     started_s: float = field(default_factory=time.monotonic)
     route: str = "other"
     error_code: str | None = None
     counts: Counts = field(default_factory=Counts)
+
+    def part(self, lifetime: Lifetime) -> Exchange:
+        """Return the exchange of one line of this one's body, with a deadline and counts of its own."""
+        inner = Exchange(self.method, self.body, lifetime, self.draining, client_id=self.client_id)
+        inner.id, inner.route = self.id, self.route
+        return inner
 
     @property
     def public_id(self) -> str:

@@ -7,6 +7,7 @@ Invariant: content fields never appear in a repr.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,10 @@ class GenerationRequest:
     prompt_pieces: bool = False
     grammar_field: str = "response_format"  # where `sampling.grammar` came from, for errors
     grammar_fallback: Grammar | None = None  # followed instead where that grammar cannot be
+
+    def following(self, grammar: Grammar) -> GenerationRequest:
+        """Return this request with its answers held to `grammar`."""
+        return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, grammar=grammar))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from sagemaker_entry.errors import TABLE
 
 MAX_WORKERS: Final = 16
 MAX_SERIES: Final = 500
+ENGINE_SERIES: Final = 20
 
 ROUTES: Final = (
     "/ping",
@@ -69,12 +70,13 @@ COUNTERS: Final = (
     "strongroom_requests_rejected_total",
     "strongroom_grammar_violations_total",
     "strongroom_grammar_unjudged_total",
+    "strongroom_metered_units_total",
     "strongroom_engine_restarts_total",
     "strongroom_front_restarts_total",
 )
 GAUGES: Final = ("strongroom_requests_in_flight", "strongroom_connections_open")
-# Not exposed: `draining` is written by the supervisor, `text_ready` by each worker.
-FLAGS: Final = ("draining", "text_ready")
+# Not exposed as they are: `draining` is the supervisor's, `text_ready` each worker's, `locked` both's.
+FLAGS: Final = ("draining", "text_ready", "locked")
 
 
 def _layout() -> dict[str, int]:
@@ -115,6 +117,7 @@ class Metrics:
 
     def __init__(self, fd: int, region: int = 0) -> None:
         self._cells = memoryview(mmap.mmap(fd, PAGE_BYTES)).cast("d")
+        self.region = region
         self._region = region * SLOTS
 
     def add(self, name: str, amount: float = 1) -> None:
@@ -124,6 +127,14 @@ class Metrics:
     def put(self, name: str, value: float) -> None:
         """Set a gauge or flag of this region."""
         self._cells[self._region + SLOT[name]] = value
+
+    def own(self, name: str) -> float:
+        """Return the value in this region."""
+        return self._cells[self._region + SLOT[name]]
+
+    def supervisor(self, name: str) -> float:
+        """Return the value in the supervisor's region."""
+        return self._cells[SLOT[name]]
 
     def total(self, name: str) -> float:
         """Return the sum over all regions."""
@@ -145,7 +156,7 @@ class Metrics:
 
     def reset_gauges(self) -> None:
         """Zero this region's gauges: its former writer died holding them."""
-        for name in (*GAUGES, "text_ready"):
+        for name in (*GAUGES, "text_ready", "locked"):
             self.put(name, 0)
 
     @property
@@ -202,9 +213,11 @@ class Metrics:
 
 
 def series_bound() -> int:
-    """Return the most series the text can ever hold, with at most 16 from the engine's page."""
+    """Return the most series the text can ever hold, with at most ENGINE_SERIES from the engine's page."""
     histograms = sum(len(buckets) + 3 for buckets in HISTOGRAMS.values())
-    return len(COUNTERS) + len(GAUGES) + 16 + len(FINISHED) + len(ROUTES) * len(STATUSES) + histograms
+    return (
+        len(COUNTERS) + len(GAUGES) + ENGINE_SERIES + len(FINISHED) + len(ROUTES) * len(STATUSES) + histograms
+    )
 
 
 def _braces(name: str, labels: str) -> str:

@@ -10,7 +10,8 @@ import dataclasses
 from typing import Any
 
 from sagemaker_entry.errors import TABLE
-from sagemaker_entry.settings import GUARDED, IGNORED, Settings, variable
+from sagemaker_entry.foreign_settings import GUARDED, IGNORED
+from sagemaker_entry.settings import Settings, variable
 
 
 def settings_page() -> str:

@@ -8,15 +8,20 @@ with one error event after which the body breaks off.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final
 
 from flask import Response
+from gevent import GreenletExit
 
 from sagemaker_entry import log, strict_json
 from sagemaker_entry.admission import Admission, Outcome
+from sagemaker_entry.body import LARGE_BODY_BYTES
 from sagemaker_entry.dialects.choose import Dialect, DialectSetting, Route, choose, error_dialect
+from sagemaker_entry.dialects.cohere_frames import LINES_TYPE
 from sagemaker_entry.dialects.parse import parse
 from sagemaker_entry.dialects.presenter import (
     JSON_TYPE,
@@ -30,15 +35,16 @@ from sagemaker_entry.dialects.tgi_reply import chat_tokenize_body, tokenize_body
 from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.exchange import ClientLeft, Exchange, StreamBroken
 from sagemaker_entry.generation import ChatPrompt, Event, ReplyContext, TextPrompt, TokenSpan
+from sagemaker_entry.lines import Lines, count
 from sagemaker_entry.metrics import Metrics
 from sagemaker_entry.prompts import chat_spans, text_spans
 from sagemaker_entry.run import Run
 from sagemaker_entry.service import Service
 from sagemaker_entry.settings import Settings
-from sagemaker_entry.surplus import LARGE_BODY_BYTES
 from sagemaker_entry.threads import beside
 
 ID_PREFIX: Final = {Dialect.OPENAI_CHAT: "chatcmpl-", Dialect.OPENAI_COMPLETION: "cmpl-"}
+METERING: Final = "X-Amzn-Inference-Metering"
 STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 Headers = list[tuple[str, str]]
@@ -69,16 +75,18 @@ class Replies:
         try:
             if len(body) > LARGE_BODY_BYTES:
                 self._service.check_room()  # small ones are read first, to be refused in their own words
-            dialect, parsed = self._understand(route, body)
+            dialect, parsed = self._understand(route, body, exchange)
             if isinstance(parsed, ApiError):
                 raise parsed
             run = self._service.start(parsed.request, exchange)
             admission.accept()
             if parsed.request.stream:
-                return self._stream(parsed, dialect, run, admission, exchange)
-            result = parsed.presenter.complete(run.result(), self._context(exchange, dialect))
-            self.finish(run, admission, exchange, Outcome.COMPLETED)
-            return Response(result, 200, content_type=parsed.presenter.content_type)
+                response = self._stream(parsed, dialect, run, admission, exchange)
+            else:
+                result = parsed.presenter.complete(run.result(), self._context(exchange, dialect))
+                self.finish(run, admission, exchange, Outcome.COMPLETED)
+                response = Response(result, 200, content_type=parsed.presenter.content_type)
+            return self._metered(response, route, len(parsed.request.prompts))
         except ApiError as error:
             self.finish(run, admission, exchange, Outcome.FAILED)
             if dialect is None:
@@ -91,9 +99,43 @@ class Replies:
             self.finish(run, admission, exchange, Outcome.FAILED)
             raise
 
-    def tokenize(self, route: Route, body: bytes) -> Response:
+    def lines(self, body: bytes, exchange: Exchange) -> Response:
+        """Return an answer line for every line of `body`, as they are done."""
+        together = min(self._service.running_limit(), self._settings.max_concurrent_requests)
+        answers = Lines(self.line, body, exchange, max(1, together), self._settings.request_deadline_s)
+        response = Response(answers, 200, content_type=LINES_TYPE)
+        return self._metered(response, Route.INVOCATIONS, count(body))
+
+    def line(self, line: bytes, exchange: Exchange) -> bytes:
+        """Return the whole answer to one line, never a stream; raises ApiError, ClientLeft."""
+        admission = Admission(self._metrics, self._settings.max_concurrent_requests)
+        run: Run | None = None
+        outcome = Outcome.FAILED
+        try:
+            dialect, parsed = self._understand(Route.INVOCATIONS, line, exchange)
+            if isinstance(parsed, ApiError):
+                raise parsed
+            run = self._service.start(dataclasses.replace(parsed.request, stream=False), exchange)
+            admission.accept()
+            answer = parsed.presenter.complete(run.result(), self._context(exchange, dialect))
+            outcome = Outcome.COMPLETED
+            return answer
+        except (ClientLeft, GreenletExit):  # the second: whoever writes the lines has given up
+            outcome = Outcome.CANCELLED
+            raise
+        finally:
+            self.finish(run, admission, exchange, outcome)
+
+    def _metered(self, response: Response, route: Route, units: int) -> Response:
+        """Return `response` with the units it costs, which are known before anything was generated."""
+        if self._settings.metering == "inference" and route is Route.INVOCATIONS and units > 0:
+            self._metrics.add("strongroom_metered_units_total", units)
+            response.headers[METERING] = json.dumps({"Dimension": "inference.count", "ConsumedUnits": units})
+        return response
+
+    def tokenize(self, route: Route, body: bytes, exchange: Exchange) -> Response:
         """Return the tokens of a body's prompt, as TGI does."""
-        _, parsed = self._understand(route, body)
+        _, parsed = self._understand(route, body, exchange)
         if isinstance(parsed, ApiError):
             raise parsed
         model, limits = self._service.model, self._service.limits()
@@ -122,11 +164,13 @@ class Replies:
         try:
             body = exchange.body.read()
             self._metrics.add("strongroom_requests_rejected_total")
-            dialect, parsed = self._understand(route, body)
+            dialect, parsed = self._understand(route, body, exchange)
             if isinstance(parsed, ApiError):
                 error = parsed
         except ApiError as unread:
-            error = unread
+            # Whether a session may be opened is not for a full engine to say.
+            if unread.code is not Code.SESSIONS_OFF or self._settings.sessions == "off":
+                error = unread
         return worded(error, exchange, dialect)
 
     def _stream(
@@ -138,12 +182,12 @@ class Replies:
         stream = Stream(self, parsed.presenter, run, events, chunks, admission, exchange)
         return Response(stream, 200, STREAM_HEADERS, content_type=parsed.presenter.stream_type)
 
-    def _understand(self, route: Route, body: bytes) -> tuple[Dialect, Parsed | ApiError]:
+    def _understand(self, route: Route, body: bytes, exchange: Exchange) -> tuple[Dialect, Parsed | ApiError]:
         """Return the dialect of `body` and what it asks for, or why it is refused in that dialect.
 
         Raises ApiError where no dialect is known. Large bodies are read in a thread, off the event loop.
         """
-        arguments = (route, body, self._dialect, self._options())
+        arguments = (route, body, self._dialect, self._options(exchange))
 
         def read() -> tuple[Dialect, Parsed | ApiError]:
             return beside(_read, *arguments) if len(body) > LARGE_BODY_BYTES else _read(*arguments)
@@ -154,11 +198,12 @@ class Replies:
             return read()
         return dialect, found
 
-    def _options(self) -> ParseOptions:
+    def _options(self, exchange: Exchange) -> ParseOptions:
         refuse = self._settings.unknown_fields == "refuse"
         return ParseOptions(
             self._service.limits(),
             "refuse" if refuse else "ignore",
+            forwarded_stream=exchange.forwarded_stream,
             tool_format=self._service.tool_format,
         )
 

@@ -78,7 +78,7 @@ class Service:
         self._settings = settings
         self._engine = engine
         self._metrics = metrics
-        self.full_s = full_s
+        self._full_s = full_s
         self._known: tuple[Welcome, ModelLimits] | None = None
         self.text: Model | None = None
         self._loaded = Event()
@@ -133,7 +133,7 @@ class Service:
 
     def check_room(self) -> None:
         """Raise ApiError OVERLOADED while the engine would refuse a newcomer; it has the last word."""
-        if full_s := self.full_s():
+        if full_s := self._full_s():
             raise ApiError(Code.OVERLOADED, retry_after_s=full_s)
 
     def start(self, request: GenerationRequest, exchange: Exchange) -> Run:

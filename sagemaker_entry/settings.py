@@ -15,48 +15,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sagemaker_entry.foreign_settings import GUARDED, IGNORED
+from sagemaker_entry.setting_values import SettingsError as SettingsError
+from sagemaker_entry.setting_values import parsed, translated
+
 PREFIX: Final = "STRONGROOM_"
+UNIX: Final = "unix:"
 MIB: Final = 1024 * 1024
-
-# What users of text-generation-inference have in their environment and what we do not need.
-IGNORED: Final = (
-    "HF_MODEL_REVISION",
-    "MAX_BATCH_PREFILL_TOKENS",
-    "MAX_BATCH_TOTAL_TOKENS",
-    "MAX_CLIENT_BATCH_SIZE",
-    "WAITING_SERVED_RATIO",
-    "MAX_WAITING_TOKENS",
-    "SPECULATE",
-    "LORA_ADAPTERS",
-    "API_KEY",
-    "CORS_ALLOW_ORIGIN",
-    "PORT",
-    "PROMETHEUS_PORT",
-    "GRACEFUL_TERMINATION_TIMEOUT",
-    "USAGE_STATS",
-)
-# Names that may be present with one harmless value only: variable -> (allowed values, hint).
-GUARDED: Final[dict[str, tuple[tuple[str, ...], str]]] = {
-    "HF_MODEL_TRUST_REMOTE_CODE": (
-        ("", "0", "false", "False"),
-        "code from a model artifact is never executed; unset the variable",
-    ),
-}
-
-
-class SettingsError(Exception):
-    """The environment is wrong; the start stops. `hint` is the operator's next move."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+BATCH_DEADLINE_S: Final = 590.0  # under the 600 s that a batch job waits for an answer unless told otherwise
+ROOT: Final = r"ed25519:[0-9a-f]{64}(@[0-9]{1,12})?"
+ROOTS: Final = rf"{ROOT}(,{ROOT}){{0,15}}"
+ROOTS_RULE: Final = "1 to 16 of `ed25519:HEX`, each with `@SECONDS` after which it ends, joined by commas"
 
 
 def _setting(default: Any, doc: str, **rules: Any) -> Any:
     """Return a field.
 
     Rules: unit, aliases, choices, low and high, pattern and rule, first (it wins), foreign (what the values
-    of the aliases mean here: others are refused).
+    of the aliases mean here: others are refused), instead_of (fields that must not be set beside it),
+    only_with (the field that must be).
     """
     return dataclasses.field(default=default, metadata={"doc": doc, **rules})
 
@@ -72,6 +49,47 @@ class Settings:
         pattern=r"/.*",
         rule="an absolute path; models are never downloaded",
     )
+    key: str | None = _setting(
+        None,
+        "Where the sealed package's key comes from: `file:/PATH`, `file:/PATH?unlink`, `fd:N`, "
+        "`channel:NAME`, `image:/PATH,/PATH`, `recipient:SOURCE`, `licence:/PATH,SOURCE` or `invocation:` "
+        "(`model_package/KEYS.md`). Never the key itself.",
+        pattern=r"[a-z]{2,16}:[!-~]{0,4096}",
+        rule="a key source, such as `file:/run/secrets/key`",
+    )
+    vendor_roots: str | None = _setting(
+        None,
+        "Public keys that may sign the package, which is then the vendor's.",
+        pattern=ROOTS,
+        rule=ROOTS_RULE,
+    )
+    customer_roots: str | None = _setting(
+        None,
+        "Public keys that may sign the package, which is then the customer's own.",
+        pattern=ROOTS,
+        rule=ROOTS_RULE,
+    )
+    min_epoch: int = _setting(
+        0, "Least `epoch` of a package that may start: older ones were revoked.", low=0, high=2**31 - 1
+    )
+    verify: str = _setting(
+        "read",
+        "What is proven of the package: every chunk that is read, by the signed digest and the cipher; or, "
+        "before anything is opened, every byte of it.",
+        choices=("read", "full"),
+    )
+    state_dir: str | None = _setting(
+        None,
+        "Directory that outlives the container, where the time of the last start is kept: a clock turned "
+        "back is then seen. For `licence:` alone.",
+        pattern=r"/.*",
+        rule="an absolute path",
+    )
+    allow_plaintext: str = _setting(
+        "off",
+        "`on` serves a model that is not sealed, and no sealed one. Shown by `/ping` and `/metrics`.",
+        choices=("off", "on"),
+    )
     served_name: str | None = _setting(
         None,
         "Name in replies and in `/v1/models`. Derived: the last part of the model's path.",
@@ -86,6 +104,20 @@ class Settings:
     )
     port: int = _setting(
         8080, "Port to listen on; 0 takes a free one.", first="SAGEMAKER_BIND_TO_PORT", low=0, high=65535
+    )
+    listen: str | None = _setting(
+        None,
+        "Unix socket to listen on instead of a port, as `unix:/PATH`. No port is opened then, so that the "
+        "container can run without any network.",
+        pattern=UNIX + r"/[A-Za-z0-9._/@-]{1,106}",
+        rule="`unix:` and an absolute path of at most 107 characters `A-Za-z0-9._/@-`",
+        instead_of=("host", "port"),
+    )
+    socket_mode: str = _setting(
+        "0660",
+        "Who may connect to the Unix socket, as far as its directory lets them: owner, group, or all.",
+        choices=("0600", "0660", "0666"),
+        only_with="listen",
     )
     workers: int = _setting(2, "HTTP worker processes.", low=1, high=16)
     max_sequence_tokens: int | None = _setting(
@@ -184,8 +216,34 @@ class Settings:
     )
     dialect: str = _setting(
         "auto",
-        "Dialect of bodies on `/invocations`: chosen by the body, or fixed.",
-        choices=("auto", "openai", "tgi"),
+        "Dialect of bodies on `/invocations`: chosen by the body, or fixed. `auto` reads as OpenAI's what a "
+        "Cohere client's plainest v2 chat and generate bodies share with it; `cohere` reads them as its own.",
+        choices=("auto", "openai", "tgi", "cohere"),
+    )
+    sessions: str = _setting(
+        "off",
+        "Stateful sessions. One holds an id and an expiry, in memory; what makes a conversation in it faster "
+        "is the prefix cache of the container that the platform leads it back to.",
+        choices=("off", "on"),
+        aliases=("SAGEMAKER_ENABLE_STATEFUL_SESSIONS",),
+        foreign={"true": "on", "false": "off", "1": "on", "0": "off"},
+    )
+    max_sessions: int = _setting(
+        1024, "Sessions open at once; the next one is answered 429.", low=1, high=4096
+    )
+    session_s: float = _setting(
+        1200.0,
+        "Life of a session.",
+        unit="s",
+        aliases=("SAGEMAKER_SESSIONS_EXPIRATION",),
+        low=1,
+        high=86_400,
+    )
+    metering: str = _setting(
+        "off",
+        "Marketplace metering header on successful replies of `/invocations`. `inference`: one unit of "
+        "`inference.count` a request, one a prompt of a list, one a line of JSON lines.",
+        choices=("off", "inference"),
     )
     stream_error: str = _setting(
         "abort",
@@ -202,7 +260,12 @@ class Settings:
         5, "Largest `top_n_tokens` of a TGI request.", aliases=("MAX_TOP_N_TOKENS",), low=0, high=20
     )
     request_deadline_s: float = _setting(
-        58.0, "Time for a whole answer, then 504.", unit="s", low=1, high=3600
+        58.0,
+        "Time for a whole answer, then 504; of JSON lines, for each. In a batch job (`SAGEMAKER_BATCH`) 590 "
+        "unless set: a call may last 600 s there.",
+        unit="s",
+        low=1,
+        high=3600,
     )
     stream_deadline_s: float = _setting(478.0, "Time for a whole stream.", unit="s", low=1, high=3600)
     drain_s: float = _setting(25.0, "Time running requests get after SIGTERM.", unit="s", low=0, high=25)
@@ -214,6 +277,12 @@ class Settings:
         "File whose first line is the key clients must send as `Authorization: Bearer`.",
         pattern=r"/.*",
         rule="an absolute path",
+    )
+    lockdown: str = _setting(
+        "on",
+        "Once listening, have the kernel refuse every process each way out: no connection, no datagram, no "
+        "name look-up. A start where that cannot be proven stops. `off` is for development.",
+        choices=("on", "off"),
     )
     log_level: str = _setting(
         "info",
@@ -246,6 +315,7 @@ def read(environment: Mapping[str, str]) -> tuple[Settings, tuple[str, ...]]:
         if environment.get(name, "") not in allowed:
             raise SettingsError(f"`{name}={environment[name]}` is not supported", hint)
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for name, field in fields.items():
         rules = field.metadata
         first = (rules["first"],) if "first" in rules else ()
@@ -253,43 +323,44 @@ def read(environment: Mapping[str, str]) -> tuple[Settings, tuple[str, ...]]:
             if environment.get(source, "") != "":
                 text = environment[source]
                 if "foreign" in rules and source in rules["aliases"]:
-                    text = _translate(source, text, name, rules["foreign"])
-                values[field.name] = _parse(source, text, field)
+                    text = translated(source, text, name, rules["foreign"])
+                values[field.name] = parsed(source, text, field)
+                sources[field.name] = source
                 break
+    if environment.get("SAGEMAKER_BATCH", "").lower() == "true":  # local mode writes `True`
+        values.setdefault("request_deadline_s", BATCH_DEADLINE_S)
+    _check_company(sources)
     settings = Settings(**values)
     _check_together(settings)
     return settings, tuple(n for n in IGNORED if environment.get(n, "") != "")
 
 
-def _translate(source: str, text: str, name: str, foreign: Mapping[str, str]) -> str:
-    """Return what another server's value means here; raises SettingsError for one that has no meaning."""
-    if text not in foreign:
-        raise SettingsError(
-            f"`{source}={text}` is not supported", f"use one of {', '.join(foreign)}, or set `{name}`"
-        )
-    return foreign[text]
-
-
-def _parse(source: str, text: str, field: dataclasses.Field[Any]) -> Any:
-    rules = field.metadata
-    kind = str(field.type)
-    if "choices" in rules and text not in rules["choices"]:
-        raise SettingsError(f"`{source}={text}` is not a choice", "use one of " + ", ".join(rules["choices"]))
-    if "pattern" in rules and not re.fullmatch(rules["pattern"], text):
-        raise SettingsError(f"`{source}={text}` is malformed", f"it must be {rules['rule']}")
-    if kind.startswith("str"):
-        return text
-    whole = kind.startswith("int")
-    bounds = f"it must be {'a whole number' if whole else 'a number'} from {rules['low']} to {rules['high']}"
-    if not re.fullmatch(r"[0-9]{1,12}" if whole else r"[0-9]{1,12}(\.[0-9]{1,6})?", text):
-        raise SettingsError(f"`{source}={text}` is malformed", bounds)
-    value = int(text) if whole else float(text)
-    if not rules["low"] <= value <= rules["high"]:
-        raise SettingsError(f"`{source}={text}` is out of range", bounds)
-    return value
+def _check_company(sources: Mapping[str, str]) -> None:
+    """Raise SettingsError for a setting that another one, set or not set, leaves without effect."""
+    for field in dataclasses.fields(Settings):
+        source = sources.get(field.name)
+        if source is None:
+            continue
+        for other in field.metadata.get("instead_of", ()):
+            if other in sources:
+                raise SettingsError(
+                    f"`{source}` and `{sources[other]}` exclude each other", "set one of them"
+                )
+        needed = field.metadata.get("only_with")
+        if needed is not None and needed not in sources:
+            raise SettingsError(
+                f"`{source}` has no effect without `{variable(needed)}`", "set both, or neither"
+            )
 
 
 def _check_together(settings: Settings) -> None:
+    if settings.allow_plaintext == "on":
+        for name in ("key", "vendor_roots", "customer_roots", "state_dir"):
+            if getattr(settings, name) is not None:
+                raise SettingsError(
+                    f"`{variable('allow_plaintext')}=on` contradicts `{variable(name)}`",
+                    "a sealed package needs no leave to serve plain files: unset one of the two",
+                )
     longest, prompt = settings.max_sequence_tokens, settings.max_input_tokens
     if longest is not None and prompt is not None and prompt >= longest:
         raise SettingsError(

@@ -15,11 +15,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,13 +35,21 @@ from container.ranks.heartbeat import (
     make_page,
     read_only,
 )
+from container.ranks.lockdown import LockdownFailed, hold
+from container.ranks.lockdown_bpf import Scope
+from container.ranks.process import interpreter
 from sagemaker_entry import children, log, metrics
+from sagemaker_entry.health import HOLDS, HOLDS_IN_PART
+from sagemaker_entry.listening import listen
+from sagemaker_entry.release import package_version
+from sagemaker_entry.sealed import holding
+from sagemaker_entry.sealed.plan import plan, rank_command
 from sagemaker_entry.settings import Settings, encode
 
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE: the platform replaces the instance
+EXIT_PACKAGE: Final = 65  # EX_DATAERR: the sealed package is refused
+EXIT_KEY: Final = 77  # EX_NOPERM: there is no key for it, or no licence
 SERVICE_ID: Final = 10001
-BACKLOG: Final = 2048
-DEFER_S: Final = 1
 TURN_S: Final = 0.1
 DEATHS: Final = 3
 DEATH_WINDOW_S: Final = 60.0
@@ -54,7 +60,14 @@ STOP_S: Final = 0.5
 FRONT_OOM_SCORE: Final = 200
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
 # Faults another start cannot cure: stop at once with the cause on the last line.
-HOPELESS: Final = frozenset({StartFault.BAD_CONFIG, StartFault.MODEL_NOT_FOUND, StartFault.MODEL_REFUSED})
+HOPELESS: Final = {
+    StartFault.BAD_CONFIG: EXIT_BROKEN,
+    StartFault.MODEL_NOT_FOUND: EXIT_BROKEN,
+    StartFault.MODEL_REFUSED: EXIT_BROKEN,
+    StartFault.LOCKDOWN: EXIT_BROKEN,
+    StartFault.PACKAGE_REFUSED: EXIT_PACKAGE,
+    StartFault.KEY_REFUSED: EXIT_KEY,
+}
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -76,13 +89,18 @@ def engine_config(settings: Settings) -> EngineConfig:
         surgery=settings.surgery,
         tensor_parallel=settings.tensor_parallel,
         threads=settings.threads,
+        lockdown=settings.lockdown == "on",
     )
 
 
 def engine_command(config_fd: int, door_fd: int, heartbeat_fd: int) -> list[str]:
     """Return the command line of the engine process."""
-    fds = {"--config-fd": config_fd, "--door-fd": door_fd, "--heartbeat-fd": heartbeat_fd}
-    return [sys.executable, "-m", "container.ranks", *(str(part) for pair in fds.items() for part in pair)]
+    return [*interpreter(), "-m", "container.ranks", *engine_arguments(config_fd, door_fd, heartbeat_fd)]
+
+
+def engine_arguments(config_fd: int, door_fd: int, heartbeat_fd: int) -> list[str]:
+    """Return what every engine process is told of what it inherits."""
+    return _told({"--config-fd": config_fd, "--door-fd": door_fd, "--heartbeat-fd": heartbeat_fd})
 
 
 def front_command(
@@ -96,10 +114,11 @@ def front_command(
         "--heartbeat-fd": heartbeat_fd,
         "--metrics-fd": metrics_fd,
     }
-    return [
-        *(sys.executable, "-m", "sagemaker_entry.front"),
-        *(str(part) for pair in fds.items() for part in pair),
-    ]
+    return [*interpreter(), "-m", "sagemaker_entry.front", *_told(fds)]
+
+
+def _told(fds: Mapping[str, int]) -> list[str]:
+    return [str(part) for pair in fds.items() for part in pair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +129,6 @@ class Commands:
     front: Callable[[int, int, int, int, int], list[str]] = front_command
     health_limits: HealthLimits = field(default_factory=HealthLimits)
     deaths: int = DEATHS  # of one child within DEATH_WINDOW_S before the supervisor gives up
-
-
-def listen(settings: Settings) -> socket.socket:
-    """Return the bound, listening socket; raises OSError."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
-    # A worker hears of a connection with its first bytes: a request wakes it once, not twice,
-    # and a client that says nothing wakes nobody until so many seconds are over.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_S)
-    listener.bind((settings.host, settings.port))
-    listener.listen(BACKLOG)
-    return listener
 
 
 class Child:
@@ -179,25 +184,39 @@ class Child:
 class Supervisor:
     """Runs the container until it is told to stop or cannot go on."""
 
-    def __init__(self, settings: Settings, commands: Commands, env: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, commands: Commands, env: MutableMapping[str, str]) -> None:
+        """Raises ListenRefused; SettingsError and KeyRefused where no sealed model can be opened."""
+        told = plan(settings, int(time.time()), package_version())
+        held = None if told is None else holding.hold(told, env)
+        self._sealed = held is not None
+        self._exit_code = EXIT_BROKEN
         self._limits = commands.health_limits
         self._env = children.environment(env)
         self._drain_s = settings.drain_s
         self._listener = listen(settings)
-        self.port: int = self._listener.getsockname()[1]
         front_door, engine_door = make_door()
         page = make_page()
         self._page_writer = HeartbeatWriter(page)
         self._page_reader = HeartbeatReader(page)
         metrics_fd = metrics.create()
         self._metrics = metrics.Metrics(metrics_fd)
-        self._config_fd = _memory("config", encode_engine(engine_config(settings)))
+        config = engine_config(settings)
+        # Ranks that connect to each other must be able to once more, after a restart.
+        self._scope = Scope.KEEPS_SOCKETS if config.connects else Scope.FULL
+        self._lockdown = config.lockdown
+        self._config_fd = _memory("config", encode_engine(config))
         self._settings_fd = _memory("settings", encode(settings))
         readable = read_only(page)
         engine_fds = (self._config_fd, engine_door, page)
         front_fds = (self._listener.fileno(), self._settings_fd, front_door, readable, metrics_fd)
-        self._engine = Child("engine", commands.engine(*engine_fds), engine_fds, commands.deaths)
-        self._front = Child("front", commands.front(*front_fds), front_fds, commands.deaths, FRONT_OOM_SCORE)
+        engine, front = commands.engine(*engine_fds), commands.front(*front_fds)
+        more = held or holding.NOTHING
+        if held is not None:
+            engine = rank_command("engine", held.engine) + engine_arguments(*engine_fds)
+            front += _told(held.front)
+        deaths = commands.deaths
+        self._engine = Child("engine", engine, (*engine_fds, *more.engine.values()), deaths)
+        self._front = Child("front", front, (*front_fds, *more.front.values()), deaths, FRONT_OOM_SCORE)
         self._deaths = commands.deaths
         self._abort_at_s: float | None = None
 
@@ -205,7 +224,20 @@ class Supervisor:
         """Serve until a signal or a breakdown; return the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         children.adopt_orphans()
-        log.write("info", "listening", port=self.port)
+        if self._listener.path is None:
+            log.write("info", "listening", port=self._listener.port)
+        else:
+            log.write("info", "listening", path=str(self._listener.path))
+        try:
+            return self._serve()
+        finally:
+            self._listener.close()
+
+    def _serve(self) -> int:
+        if not self._lock():
+            return EXIT_BROKEN
+        if not self._sealed:
+            log.write("warning", "plaintext_allowed")
         self._start(self._front)
         self._start(self._engine)
         while True:
@@ -215,12 +247,28 @@ class Supervisor:
             for child, status in self._reap():
                 if not self._recover(child, status):
                     self._kill_all()
-                    return EXIT_BROKEN
+                    return self._exit_code
             for child in (self._front, self._engine):
                 # A new engine beside what is left of the old one would hold the model's memory twice.
                 if child.pid is None and child.cleared():
                     self._start(child)
             self._watch()
+
+    def _lock(self) -> bool:
+        """Lock this process and with it every one it will start; False where that does not hold."""
+        if not self._lockdown:
+            log.write("warning", "lockdown_off")
+            return True
+        try:
+            hold(self._scope, keep=(self._listener.fileno(),))
+        except LockdownFailed as error:
+            log.write(
+                "error", "lockdown_failed", cause=str(error), hint="`STRONGROOM_LOCKDOWN=off` goes without"
+            )
+            return False
+        self._metrics.put("locked", HOLDS if self._scope is Scope.FULL else HOLDS_IN_PART)
+        log.write("info", "locked", scope=self._scope.value)
+        return True
 
     def _start(self, child: Child) -> None:
         for fd in (self._config_fd, self._settings_fd):
@@ -258,6 +306,7 @@ class Supervisor:
             self._metrics.add("strongroom_engine_restarts_total")
             if fault in HOPELESS:
                 log.write("error", "engine_cannot_start", cause=cause)
+                self._exit_code = HOPELESS[fault]
                 return False
         else:
             self._metrics.add("strongroom_front_restarts_total")
@@ -319,7 +368,10 @@ def _memory(name: str, text: str) -> int:
 
 
 def drop_privileges() -> None:
-    """In a container started as root, go on as the service's own user; elsewhere the user was chosen."""
+    """In a container started as root, go on as the service's own user; elsewhere the user was chosen.
+
+    Raises PermissionError for a root that may not change its user: it has no capabilities at all.
+    """
     if os.getpid() == 1 and os.getuid() == 0:
         os.setgroups([])
         os.setgid(SERVICE_ID)

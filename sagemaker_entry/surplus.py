@@ -11,29 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from sagemaker_entry.caller import ATTRIBUTES_KEY, Keyhole, check_content
+from sagemaker_entry.body import LARGE_BODY_BYTES
+from sagemaker_entry.caller import ATTRIBUTES_KEY, ApiKey, check_content, names_target
 from sagemaker_entry.dialects.choose import GENERATING, Route
 from sagemaker_entry.errors import ApiError
 from sagemaker_entry.exchange import ENVIRON_KEY, Exchange
-
-LARGE_BODY_BYTES: Final = 128 * 1024  # a few milliseconds of parsing
+from sagemaker_entry.session_control import SESSION_KEY
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-
-class Room(Protocol):
-    """What of Service is used here."""
-
-    @property
-    def full_s(self) -> Callable[[], int]: ...
 
 
 class Readiness(Protocol):
     """What of Health is used here."""
 
     def error(self) -> ApiError | None: ...
+
+    def full_s(self) -> int: ...
 
 
 class Words(Protocol):
@@ -47,18 +42,15 @@ class Words(Protocol):
 class Surplus:
     """The WSGI callable in front of `application`."""
 
-    def __init__(
-        self, application: Application, room: Room, health: Readiness, keyhole: Keyhole, words: Words
-    ) -> None:
+    def __init__(self, application: Application, health: Readiness, key: ApiKey, words: Words) -> None:
         self._application = application
-        self._room = room
         self._health = health
-        self._keyhole = keyhole
+        self._key = key
         self._words = words
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         route = GENERATING.get(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "POST" else None
-        full_s = self._room.full_s() if route is not None else 0
+        full_s = self._health.full_s() if route is not None else 0
         if route is None or not full_s or not self._ordinary(environ):
             return self._application(environ, start_response)
         exchange: Exchange = environ[ENVIRON_KEY]
@@ -72,10 +64,12 @@ class Surplus:
         """True when nothing but the lack of room can be said before the body is read."""
         if not environ.get("CONTENT_LENGTH", "").isdecimal() or ATTRIBUTES_KEY in environ:
             return False
+        if SESSION_KEY in environ or names_target(environ):
+            return False
         if int(environ["CONTENT_LENGTH"]) > LARGE_BODY_BYTES or environ[ENVIRON_KEY].draining():
             return False
         try:
-            self._keyhole.check(environ)
+            self._key.check(environ)
             check_content(environ)
         except ApiError:
             return False

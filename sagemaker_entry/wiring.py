@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ from sagemaker_entry.children import EXIT_UNUSABLE
 from sagemaker_entry.dialects.listings import ServerFacts
 from sagemaker_entry.health import Health
 from sagemaker_entry.metrics import Metrics
+from sagemaker_entry.release import package_version
+from sagemaker_entry.sealed import board
 from sagemaker_entry.service import Engine, Model, Service
+from sagemaker_entry.sessions import Sessions
 from sagemaker_entry.settings import Settings
+from sagemaker_entry.unlocking import Unlocking
 
 ATTEMPTS = 5
 RETRY_S = 2.0
@@ -45,12 +49,24 @@ def build(
     door_fd: int,
     heartbeat_fd: int,
     metrics: Metrics,
+    serving: Callable[[], None],
     *,
+    sessions: Sessions | None = None,
     engine: Engine | None = None,
     load_text: LoadText = TextModel.load,
+    board_fd: int | None = None,
+    unlock_fd: int | None = None,
 ) -> Any:
-    """Return the WSGI callable; raises SystemExit when the key file cannot be read."""
-    health = Health(HeartbeatReader(heartbeat_fd), metrics)
+    """Return the WSGI callable; raises SystemExit when the key file cannot be read.
+
+    `serving` is called once, when requests can be taken.
+    """
+    health = Health(
+        HeartbeatReader(heartbeat_fd),
+        metrics,
+        lockdown=settings.lockdown == "on",
+        sealed=board_fd is not None,
+    )
     service = Service(settings, engine or EngineClient(door_fd), metrics, health.full_s)
     facts = ServerFacts(package_version(), fingerprint(settings), settings.max_concurrent_requests)
     try:
@@ -58,12 +74,38 @@ def build(
     except (OSError, ValueError) as error:
         log.write("error", "api_key_unreadable", kind=type(error).__name__)
         sys.exit(EXIT_UNUSABLE)
-    app = App(settings, service, health, metrics, facts, int(time.time()), key)
-    gevent.spawn(load, service, settings.model, load_text, lambda: health.error() is None)
+    unlocking = None if unlock_fd is None else Unlocking(unlock_fd, health)
+    app = App(settings, service, health, metrics, facts, int(time.time()), key, sessions, unlocking)
+    read = (
+        partial(model_files.read, settings.model) if board_fd is None else partial(opened, board_fd, health)
+    )
+    gevent.spawn(load, service, read, load_text, lambda: health.error() is None)
+    gevent.spawn(announce, lambda: health.error() is None, serving)
     return app.wsgi
 
 
-def load(service: Service, model_dir: str, load_text: LoadText, healthy: Callable[[], bool]) -> None:
+def announce(healthy: Callable[[], bool], serving: Callable[[], None]) -> None:
+    """Call `serving` once requests can be taken."""
+    while not healthy():
+        gevent.sleep(ENGINE_POLL_S)
+    serving()
+
+
+def opened(board_fd: int, health: Health) -> dict[str, bytes]:
+    """Return the small files of a sealed model once the engine has opened it, and note its licence."""
+    while (told := board.read(board_fd)) is None:
+        gevent.sleep(ENGINE_POLL_S)
+    if told.licence is not None:
+        health.licence_end_s = told.licence.not_after_s
+    return told.files
+
+
+def load(
+    service: Service,
+    read: Callable[[], dict[str, bytes]],
+    load_text: LoadText,
+    healthy: Callable[[], bool],
+) -> None:
     """Load the text model; files may still be on their way, so it is tried ATTEMPTS times.
 
     `healthy` tells whether requests can be taken. Raises SystemExit after the last attempt: a worker that can
@@ -71,7 +113,7 @@ def load(service: Service, model_dir: str, load_text: LoadText, healthy: Callabl
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            files = model_files.read(model_dir)
+            files = read()
             text = load_text(files)
             # runs before whoever waits for the text model
             gevent.spawn(warm, service, files, text, healthy)
@@ -115,18 +157,11 @@ def read_key(path: str | None) -> str | None:
     return key[0].decode("utf-8").strip()
 
 
-def package_version() -> str:
-    """Return the version of the installed package, or of none."""
-    try:
-        return version("strongroom")
-    except PackageNotFoundError:
-        return "0"
-
-
 def fingerprint(settings: Settings) -> str:
     """Return a short digest of model and configuration, in place of a revision."""
     facts = [settings.name, settings.dtype, package_version()]
-    config = Path(settings.model, "config.json")
+    named = "config.json" if settings.allow_plaintext == "on" else "manifest.json"  # hashed, not believed
+    config = Path(settings.model, named)
     digest = hashlib.sha256("\n".join(facts).encode())
     if config.is_file() and os.access(config, os.R_OK):
         digest.update(config.read_bytes())

@@ -30,6 +30,8 @@ FD_SHARE: Final = 0.8  # of the descriptor limit; the rest is for everything tha
 RESERVED_FDS: Final = 48
 BODIES_BYTES: Final = 256 * 1024 * 1024  # of all requests a worker holds at once
 BODIES_AT_LEAST: Final = 4  # of the largest size, however large the operator made it
+NOBODY: Final = ("", 0)  # the other end of a Unix socket
+LOCAL: Final = ("localhost", 80)
 TURN_S: Final = 0.1
 LAST_WORDS_S: Final = 1.0  # for error events to be written once the drain time is over
 QUIET_S: Final = 0.3  # requests that raced the drain still find somebody to refuse them
@@ -61,7 +63,11 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         if len(self.connections) >= self.connection_cap and not self._give_up_one():
             client.close()
             return
-        connection = Connection(self, client, addr, listener.getsockname())
+        name = listener.getsockname()
+        if not isinstance(name, tuple):
+            # The libraries ask for host and port, and trust the headers of a caller that has neither.
+            addr, name = NOBODY, LOCAL
+        connection = Connection(self, client, addr, name)
         self.connections[connection] = None
         self.metrics.add("strongroom_connections_open")
         try:

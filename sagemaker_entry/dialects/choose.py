@@ -7,10 +7,13 @@ Invariant: the first row that matches decides; a body no row matches is refused,
     1    requestType                              session control: refused, sessions are off
     2    inputs                                   TGI
     3    message (a string)                       Cohere v1 chat
-    4    query and documents                      Cohere rerank
-    5    texts or images                          Cohere embed (with model_id: classify)
+    4    query and documents                      Cohere rerank: known, to be refused in its own words
+    5    texts or images                          Cohere embed (with model_id: classify), likewise
     6    messages                                 OpenAI chat; Cohere v2 chat by a key only Cohere has
     7    prompt                                   OpenAI completion; Cohere generate likewise
+
+A Cohere client strips what would tell its plainest v2 chat and generate bodies from OpenAI's. The setting
+`cohere` reads rows 6 and 7 as Cohere's throughout.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any, Final, Literal
 
 from sagemaker_entry.errors import ApiError, Code
 
-DialectSetting = Literal["auto", "openai", "tgi"]
+DialectSetting = Literal["auto", "openai", "tgi", "cohere"]
 
 
 class Dialect(enum.StrEnum):
@@ -29,7 +32,7 @@ class Dialect(enum.StrEnum):
     OPENAI_CHAT = "openai_chat"
     OPENAI_COMPLETION = "openai_completion"
     TGI = "tgi"
-    COHERE = "cohere"  # recognised, so that it can be refused in its own words
+    COHERE = "cohere"
 
 
 class Route(enum.StrEnum):
@@ -87,6 +90,8 @@ def error_dialect(route: Route | None, setting: DialectSetting = "auto") -> Dial
     """Return the dialect of an error raised before a body was understood."""
     if route is Route.CHAT_TOKENIZE or (route is Route.INVOCATIONS and setting == "tgi"):
         return Dialect.TGI
+    if route is Route.INVOCATIONS and setting == "cohere":
+        return Dialect.COHERE
     return _ROUTE_DIALECT.get(route, Dialect.OPENAI_CHAT) if route is not None else Dialect.OPENAI_CHAT
 
 
@@ -103,6 +108,8 @@ def choose(route: Route, body: Any, setting: DialectSetting = "auto") -> Dialect
         raise ApiError(Code.SESSIONS_OFF)
     if setting == "tgi":
         return Dialect.TGI
+    if setting == "cohere":
+        return Dialect.COHERE
     if setting == "auto" and "inputs" in body:
         return Dialect.TGI
     if setting == "auto" and cohere_shape(body) is not None:

@@ -77,7 +77,7 @@ def read_shared(fields: Fields, limits: ModelLimits, max_tokens: int | None) -> 
         raise invalid_value("min_tokens", "at most `max_tokens`")
     salt_rule = "1 to 64 letters, digits, `-` or `_`"
     return Shared(
-        model=_model(fields, limits),
+        model=served_model(fields, limits),
         seed=fields.integer("seed", low=0, high=MAX_SEED),
         choices=fields.integer("n", low=1, high=limits.max_choices) or 1,
         min_tokens=min_tokens,
@@ -146,7 +146,7 @@ def _probability(fields: Fields, name: str) -> float | None:
     return value
 
 
-def _model(fields: Fields, limits: ModelLimits) -> str | None:
+def served_model(fields: Fields, limits: ModelLimits) -> str | None:
     """Return the served name when it was asked for by name; empty and missing mean the same model."""
     model = fields.text("model")
     if not model:

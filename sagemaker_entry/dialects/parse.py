@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagemaker_entry.dialects import openai_chat, openai_completion, tgi
-from sagemaker_entry.dialects.choose import Dialect, Route, cohere_shape
+from sagemaker_entry.dialects import cohere, openai_chat, openai_completion, tgi
+from sagemaker_entry.dialects.choose import Dialect, Route
 from sagemaker_entry.dialects.presenter import Parsed, ParseOptions
-from sagemaker_entry.errors import ApiError, Code
 
 
 def parse(dialect: Dialect, route: Route, body: dict[str, Any], options: ParseOptions) -> Parsed:
@@ -28,4 +27,4 @@ def parse(dialect: Dialect, route: Route, body: dict[str, Any], options: ParseOp
         case Dialect.OPENAI_COMPLETION:
             return openai_completion.parse(body, options)
         case Dialect.COHERE:
-            raise ApiError(Code.UNSUPPORTED_SHAPE, shape=cohere_shape(body) or "Cohere")
+            return cohere.parse(body, options)

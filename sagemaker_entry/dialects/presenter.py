@@ -103,6 +103,8 @@ class ParseOptions:
     # TGI answers prompt and continuation on `/` and `/invocations` when the hub calls the model a
     # text-generation one or says nothing; on `/generate` only what is new.
     full_text_by_default: bool = True
+    # The platform says that the caller streams; only a Cohere v1 body, which cannot say so itself, asks this.
+    forwarded_stream: bool = False
     # How the model calls tools; asked only for a body that offers some. Raises ApiError while it loads.
     tool_format: Callable[[], ToolFormat] = lambda: NO_TOOLS
 

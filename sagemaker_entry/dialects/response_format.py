@@ -47,7 +47,7 @@ def read_response_format(fields: Fields) -> Grammar | None:
     elif kind == "json_schema":
         grammar = _openai_schema(wanted, name)
     elif kind == "json_object":
-        grammar = _schema(ANY_OBJECT, name, closed=False)
+        grammar = schema_grammar(ANY_OBJECT, name, closed=False)
     wanted.finish()
     return grammar
 
@@ -96,7 +96,7 @@ def _openai_schema(wanted: Fields, name: str) -> Grammar:
     given.finish()
     if schema is None:
         raise missing(f"{name}.json_schema.schema")
-    return _schema(schema, f"{name}.json_schema.schema", closed=closed)
+    return schema_grammar(schema, f"{name}.json_schema.schema", closed=closed)
 
 
 def _tgi(kind: str, wanted: Fields, name: str) -> Grammar:
@@ -120,7 +120,7 @@ def _tgi(kind: str, wanted: Fields, name: str) -> Grammar:
         raise invalid_type(f"{name}.value", "an object, or a string that holds one")
     if "properties" not in value:
         raise ApiError(Code.GRAMMAR_INVALID, param=name, reason=_NO_PROPERTIES)
-    return _schema(value, name, closed=True)
+    return schema_grammar(value, name, closed=True)
 
 
 def _regex(value: object, name: str) -> Grammar:
@@ -148,7 +148,8 @@ def _parsed(text: str, name: str) -> Any:
     raise grammar_refused(GrammarError(GrammarReason.TOO_LARGE), name)
 
 
-def _schema(schema: dict[str, Any], name: str, *, closed: bool) -> Grammar:
+def schema_grammar(schema: dict[str, Any], name: str, *, closed: bool) -> Grammar:
+    """Return the grammar of `schema`, from the field `name`; `closed`: no properties beside its own."""
     try:
         text = schema_text(schema, closed=closed)
     except GrammarError as error:

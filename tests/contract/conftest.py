@@ -23,13 +23,16 @@ class Running:
     url: str
     port: int
     emulator: dict[str, Any]
+    openai: dict[str, Any]  # base URL and bearer token of the emulator's OpenAI route
     log: Path
     process: subprocess.Popen[str] | None
 
 
-def serve(log: Path, *settings: str) -> Running:
+def serve(log: Path, *settings: str, store: Path | None = None) -> Running:
     """Start the demo endpoint and wait for its line of JSON."""
     arguments = [sys.executable, "-m", "scripts.serve", "--port", "0", "--emulator"]
+    if store is not None:
+        arguments += ["--store", str(store)]
     for setting in settings:
         arguments += ["--set", setting]
     with log.open("w") as sink:
@@ -38,7 +41,7 @@ def serve(log: Path, *settings: str) -> Running:
     line = process.stdout.readline()
     assert line, f"the endpoint did not start: {log.read_text()[-2000:]}"
     ready = json.loads(line)
-    return Running(ready["url"], ready["port"], ready["emulator"], log, process)
+    return Running(ready["url"], ready["port"], ready["emulator"], ready["openai"], log, process)
 
 
 def end(running: Running) -> int:

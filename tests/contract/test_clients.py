@@ -109,6 +109,20 @@ def test_openai_chat_stream_equals_the_whole_answer(oai: openai.OpenAI) -> None:
     assert len({c.id for c in chunks}) == 1
 
 
+def test_openai_chats_and_streams_over_the_bearer_route(endpoint: Running, oai: openai.OpenAI) -> None:
+    direct = oai.chat.completions.create(model="", messages=MESSAGES, temperature=0, max_tokens=16)
+    with openai.OpenAI(**endpoint.openai, max_retries=0) as client:
+        fields: Any = {"model": "", "messages": MESSAGES, "temperature": 0, "max_tokens": 16}
+        whole = client.chat.completions.create(**fields)
+        chunks = list(client.chat.completions.create(**fields, stream=True))
+    assert whole.choices[0].message.content == direct.choices[0].message.content
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == direct.choices[0].message.content
+    bad = {**endpoint.openai, "api_key": "no"}
+    with openai.OpenAI(**bad, max_retries=0) as client, pytest.raises(openai.PermissionDeniedError):
+        client.chat.completions.create(**fields)
+
+
 def test_openai_chat_logprobs_describe_every_token(oai: openai.OpenAI) -> None:
     answer = oai.chat.completions.create(
         model="", messages=MESSAGES, temperature=0, max_tokens=16, logprobs=True, top_logprobs=3

@@ -41,9 +41,10 @@ def find(pid: int, word: str) -> int | None:
 
 def engine_of(running: Running) -> int:
     assert running.process is not None
-    pid = find(running.process.pid, "container.ranks")
-    assert pid is not None
-    return pid
+    modules = ("container.ranks", "sagemaker_entry.sealed.rank")  # of a plain model, of a sealed one
+    found = [pid for module in modules if (pid := find(running.process.pid, module)) is not None]
+    assert found
+    return found[0]
 
 
 def status(port: int) -> int:
@@ -68,6 +69,7 @@ def test_the_port_answers_503_while_the_model_loads(demo_checkpoint: Path) -> No
         env=kept
         | {
             "STRONGROOM_MODEL": str(demo_checkpoint),
+            "STRONGROOM_ALLOW_PLAINTEXT": "on",
             "STRONGROOM_PORT": str(port),
             "STRONGROOM_HOST": "127.0.0.1",
         },

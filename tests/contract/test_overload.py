@@ -65,6 +65,31 @@ def pinging(port: int) -> Iterator[list[float]]:
 
 
 @contextmanager
+def waking() -> Iterator[list[float]]:
+    """Wake a thread of this process every 10 ms meanwhile; yields how many seconds late each waking was.
+
+    What the clock of any client here adds to what it measures: another guest of the machine may hold the
+    cores for longer than a refusal takes.
+    """
+    late: list[float] = []
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            due = time.monotonic() + 0.01
+            time.sleep(0.01)
+            late.append(time.monotonic() - due)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield late
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
 def asking(port: int, clients: int, work: Work) -> Iterator[list[Reply]]:
     """Keep `clients` asking meanwhile, each its next when the last is answered; yields the replies."""
     replies: list[Reply] = []
@@ -204,7 +229,7 @@ def share_kept(port: int, work: Work, rounds: int) -> float:
     capacity: list[float] = []  # tokens per second with as many clients as keep the engine full
     goodput: list[float] = []  # and with surplus arrivals
     surplus = Surplus(port, work)
-    with asking(port, CLIENTS, work) as replies, pinging(port) as pings:
+    with asking(port, CLIENTS, work) as replies, pinging(port) as pings, waking() as late:
         time.sleep(WARM_S)
         # A shared machine's own speed drifts by half within a minute: each overload stands between two
         # measurements of capacity and is compared with their mean.
@@ -227,10 +252,11 @@ def share_kept(port: int, work: Work, rounds: int) -> float:
     report = (
         f"capacity {[round(value) for value in capacity]}, goodput {[round(value) for value in goodput]} "
         f"tokens/s, shares {[round(share, 2) for share in shares]}, of {len(replies)} requests "
-        f"{len(refused)} refused in {[round(s, 3) for s in seconds[-5:]]} s at most"
+        f"{len(refused)} refused in {[round(s, 3) for s in seconds[-5:]]} s at most, "
+        f"this client woken {percentile(late, 0.99):.3f} s late"
     )
     print(report)
-    assert percentile(seconds, 0.99) < 0.05, report
+    assert percentile(seconds, 0.99) < 0.05 + percentile(late, 0.99), report
     assert percentile(pings, 0.99) < 0.2, report
     return statistics.median(shares)
 

@@ -22,7 +22,7 @@ import time
 from array import array
 from pathlib import Path
 
-from container.ranks import config, door, heartbeat
+from container.ranks import config, door, heartbeat, lockdown
 from container.ranks.channel import Channel
 from container.ranks.messages import Add, Cancel, Delta, Deltas, Hello, Token, Welcome, frame
 
@@ -127,6 +127,10 @@ class FakeEngine:
                 break
             time.sleep(0.02)
 
+    def lock(self) -> None:
+        lockdown.hold()
+        self._page.write(locked=1)
+
     def fail(self, fault: heartbeat.StartFault) -> None:
         self._page.write(state=heartbeat.EngineState.FAILED, fault=fault)
 
@@ -207,14 +211,16 @@ def main() -> int:
     parser.add_argument("--fault", default="NONE")
     parser.add_argument("--grammar", choices=("yes", "no"), default="yes")
     options = parser.parse_args()
-    config.decode(os.read(options.config_fd, 65536).decode())
+    told = config.decode(os.read(options.config_fd, 65536).decode())
     grammar = options.grammar == "yes"
     engine = FakeEngine(options.door_fd, options.heartbeat_fd, options.status, grammar=grammar)
     engine.load(options.load_s)
+    if told.lockdown and options.fault != "UNLOCKED":
+        engine.lock()
     if options.fault == "LINGERS":
         engine.fail(heartbeat.StartFault.INTERNAL)
         time.sleep(60)
-    if options.fault != "NONE":
+    if options.fault not in ("NONE", "UNLOCKED"):
         engine.fail(heartbeat.StartFault[options.fault])
         return 1
     engine._write_status()

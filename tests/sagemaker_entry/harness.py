@@ -93,6 +93,7 @@ class Server:
         front: str = "real",
         template: str = TEMPLATE,
         controls: Sequence[str] = (),
+        unix: Path | None = None,
         **environment: str,
     ) -> None:
         self.directory = directory
@@ -110,10 +111,12 @@ class Server:
         self._arguments = [part for name, value in steering.items() for part in (f"--{name}", str(value))]
         self._environment = {
             "STRONGROOM_MODEL": str(write_model(directory / "model", template, controls)),
-            "STRONGROOM_HOST": "127.0.0.1",
-            "STRONGROOM_PORT": "0",
             "STRONGROOM_LOG_LEVEL": "debug",
+            "STRONGROOM_ALLOW_PLAINTEXT": "on",
         } | environment
+        here = {"STRONGROOM_HOST": "127.0.0.1", "STRONGROOM_PORT": "0"}
+        self._environment |= here if unix is None else {"STRONGROOM_LISTEN": f"unix:{unix}"}
+        self.unix = unix  # where it listens instead of a port
         self.port = 0
 
     def start(self) -> Server:
@@ -127,7 +130,7 @@ class Server:
                 stderr=log,
             )
         wait_until(lambda: self.events("listening"), 15, "the listener")
-        self.port = self.events("listening")[0]["port"]
+        self.port = self.events("listening")[0].get("port", 0)
         return self
 
     def __enter__(self) -> Server:
@@ -191,6 +194,7 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=40)
         try:
             sent = dict(headers or {})
+            connection.sock = self.connect()
             if body is not None and not isinstance(body, bytes):
                 body = json.dumps(body).encode()
                 sent.setdefault("Content-Type", "application/json")
@@ -205,7 +209,16 @@ class Server:
         return status, json.loads(reply)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=40)
+        if self.unix is None:
+            return socket.create_connection(("127.0.0.1", self.port), timeout=40)
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.settimeout(40)
+        try:
+            client.connect(str(self.unix))
+        except OSError:
+            client.close()
+            raise
+        return client
 
     def raw(self, data: bytes, limit_s: float = 3.0) -> bytes:
         """Send bytes as they are; return all that comes back until the server closes or `limit_s` is over."""

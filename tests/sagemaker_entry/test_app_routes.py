@@ -90,7 +90,7 @@ def test_info_and_execution_parameters_come_from_the_engine_and_the_settings(ser
     assert (info["max_total_tokens"], info["max_concurrent_requests"]) == (4096, 128)
     assert str(server.directory) not in json.dumps(info)
     parameters = json.loads(server.request("GET", "/execution-parameters")[2])
-    assert parameters == {"MaxConcurrentTransforms": 8, "BatchStrategy": "SINGLE_RECORD", "MaxPayloadInMB": 6}
+    assert parameters == {"MaxConcurrentTransforms": 8, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": 6}
     assert parameters["MaxConcurrentTransforms"] * parameters["MaxPayloadInMB"] <= 100
 
 

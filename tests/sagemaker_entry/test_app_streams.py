@@ -157,3 +157,22 @@ def test_the_same_seed_is_reported_back_and_a_missing_one_is_drawn(server: Serve
     assert len(drawn) == 3
     given = {"inputs": "a", "parameters": parameters | {"seed": 7}}
     assert server.invoke(given, "/generate")[1]["details"]["seed"] == 7
+
+
+def test_a_cohere_body_streams_when_the_platform_says_its_caller_does(server: Server) -> None:
+    body = json.dumps({"message": "hello ", "max_tokens": 3}).encode()
+    operation = "X-Amzn-SageMaker-Forwarded-Api: InvokeEndpointWithResponseStream"
+    reply = server.raw(post("/invocations", body, operation), 10)
+    head, found, ended = reply.split(b"\r\n\r\n", 1)[0], *chunks(reply)
+    assert ended and b"Content-Type: application/json" in head
+    assert len(found) >= 4 and all(set(json.loads(piece)) == {"bytes"} for piece in found)
+    plain = server.raw(post("/invocations", body), 10)
+    assert json.loads(plain.split(b"\r\n\r\n", 1)[1])["finish_reason"] == "MAX_TOKENS"
+
+
+def test_another_body_never_streams_because_of_that_header(server: Server) -> None:
+    status, reply = server.invoke(
+        {"prompt": "hello ", "max_tokens": 3},
+        **{"X-Amzn-SageMaker-Forwarded-Api": "InvokeEndpointWithResponseStream"},
+    )
+    assert status == 200 and reply["object"] == "text_completion"

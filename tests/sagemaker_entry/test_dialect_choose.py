@@ -85,6 +85,9 @@ def test_session_control_says_that_sessions_are_off(kind: object) -> None:
         ("tgi", {"messages": MESSAGES}, Dialect.TGI),
         ("tgi", {"message": "x"}, Dialect.TGI),
         ("tgi", {}, Dialect.TGI),
+        ("cohere", {"messages": MESSAGES}, Dialect.COHERE),
+        ("cohere", {"prompt": "x"}, Dialect.COHERE),
+        ("cohere", {"inputs": "x"}, Dialect.COHERE),
     ],
 )
 def test_the_setting_overrules_the_table(
@@ -125,21 +128,20 @@ def test_other_routes_have_one_dialect_whatever_the_body(
 def test_errors_before_a_body_is_known_follow_the_setting() -> None:
     assert error_dialect(Route.INVOCATIONS) is Dialect.OPENAI_CHAT
     assert error_dialect(Route.INVOCATIONS, "tgi") is Dialect.TGI
+    assert error_dialect(Route.INVOCATIONS, "cohere") is Dialect.COHERE
     assert error_dialect(None) is Dialect.OPENAI_CHAT
 
 
 @pytest.mark.parametrize(
     ("body", "shape"),
     [
-        ({"message": "x"}, "Cohere chat"),
         ({"query": "x", "documents": []}, "Cohere rerank"),
         ({"texts": []}, "Cohere embed"),
+        ({"images": []}, "Cohere embed"),
         ({"texts": [], "model_id": "x"}, "Cohere classify"),
-        ({"messages": MESSAGES, "k": 3}, "Cohere v2 chat"),
-        ({"prompt": "x", "p": 1}, "Cohere generate"),
     ],
 )
-def test_cohere_shapes_are_refused_by_name(body: dict[str, Any], shape: str) -> None:
+def test_cohere_calls_that_generate_no_text_are_refused_by_name(body: dict[str, Any], shape: str) -> None:
     with pytest.raises(ApiError) as caught:
         parse(choose(Route.INVOCATIONS, body), Route.INVOCATIONS, body, OPTIONS)
     assert caught.value.code is Code.UNSUPPORTED_SHAPE

@@ -20,16 +20,28 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert chosen.body_limit_bytes == 25 * 1024 * 1024
 
 
+ROOT = "ed25519:" + "0f" * 32
+VALUES = {
+    "host": "127.0.0.1",
+    "served_name": "m-1",
+    "key": "fd:7",
+    "vendor_roots": ROOT,
+    "listen": "unix:/a/b",
+}
+VALUES["customer_roots"] = f"{ROOT},{ROOT}@1900000000"
+
+
 def test_every_field_can_be_set_by_its_variable() -> None:
     for field in dataclasses.fields(Settings):
         rules = field.metadata
         if "choices" in rules:
             value = rules["choices"][-1]
         elif "pattern" in rules:
-            value = {"host": "127.0.0.1", "served_name": "m-1"}.get(field.name, "/a/b")
+            value = VALUES.get(field.name, "/a/b")
         else:
             value = str(rules["high"])
-        chosen, _ = read({variable(field.name): value})
+        company = {variable("listen"): "unix:/a/b"} if rules.get("only_with") == "listen" else {}
+        chosen, _ = read({variable(field.name): value} | company)
         assert str(getattr(chosen, field.name)).removesuffix(".0") == value
 
 
@@ -73,7 +85,7 @@ def test_our_own_name_wins_over_an_alias_but_the_platforms_port_wins_over_ours()
         ({"STRONGROOM_PORT": "-1"}, "malformed", "whole number"),
         ({"STRONGROOM_WORKERS": "0"}, "out of range", "1 to 16"),
         ({"STRONGROOM_MAX_WAIT_S": "0"}, "out of range", "0.1 to 3600"),
-        ({"STRONGROOM_DIALECT": "cohere"}, "`STRONGROOM_DIALECT=cohere`", "auto, openai, tgi"),
+        ({"STRONGROOM_DIALECT": "anthropic"}, "`STRONGROOM_DIALECT=anthropic`", "auto, openai, tgi, cohere"),
         ({"STRONGROOM_DRAIN_S": "26"}, "out of range", "25"),
         ({"STRONGROOM_DRAIN_S": "nan"}, "malformed", "a number"),
         ({"HF_MODEL_ID": "org/name"}, "`HF_MODEL_ID=org/name`", "absolute path"),
@@ -89,6 +101,7 @@ def test_our_own_name_wins_over_an_alias_but_the_platforms_port_wins_over_ours()
         ({"HF_MODEL_QUANTIZE": "gptq"}, "`HF_MODEL_QUANTIZE=gptq` is not supported", "one of bitsandbytes"),
         ({"QUANTIZE": "int8-block"}, "`QUANTIZE=int8-block` is not supported", "`STRONGROOM_QUANTIZE`"),
         ({"HF_MODEL_TRUST_REMOTE_CODE": "true"}, "HF_MODEL_TRUST_REMOTE_CODE", "never executed"),
+        ({"SAGEMAKER_MULTI_MODEL": "true"}, "SAGEMAKER_MULTI_MODEL", "one model"),
         ({"SAGEMAKER_BIND_TO_PORT": "http"}, "`SAGEMAKER_BIND_TO_PORT=http`", "65535"),
         ({"MAX_INPUT_TOKENS": "200", "MAX_TOTAL_TOKENS": "200"}, "leaves no room", "less than"),
     ],
@@ -167,3 +180,53 @@ def test_our_own_quantization_names_win_over_another_server_s() -> None:
 def test_a_name_that_loses_is_not_even_read() -> None:
     assert read({"STRONGROOM_PORT": "eighty", "SAGEMAKER_BIND_TO_PORT": "9090"})[0].port == 9090
     assert read({"MAX_BEST_OF": "many", "STRONGROOM_MAX_BEST_OF": "3"})[0].max_best_of == 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "deadline_s"),
+    [
+        ({}, 58.0),
+        ({"SAGEMAKER_BATCH": "true"}, 590.0),
+        ({"SAGEMAKER_BATCH": "True"}, 590.0),
+        ({"SAGEMAKER_BATCH": "false"}, 58.0),
+        ({"SAGEMAKER_BATCH": "true", "STRONGROOM_REQUEST_DEADLINE_S": "30"}, 30.0),
+    ],
+)
+def test_a_batch_job_gives_an_answer_the_time_it_waits_itself(
+    environment: dict[str, str], deadline_s: float
+) -> None:
+    assert read(environment)[0].request_deadline_s == deadline_s
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            {"STRONGROOM_LISTEN": "unix:/s", "STRONGROOM_PORT": "80"},
+            "`STRONGROOM_LISTEN` and `STRONGROOM_PORT` exclude each other",
+        ),
+        (
+            {"STRONGROOM_LISTEN": "unix:/s", "SAGEMAKER_BIND_TO_PORT": "80"},
+            "`STRONGROOM_LISTEN` and `SAGEMAKER_BIND_TO_PORT` exclude each other",
+        ),
+        (
+            {"STRONGROOM_LISTEN": "unix:/s", "STRONGROOM_HOST": "::"},
+            "`STRONGROOM_LISTEN` and `STRONGROOM_HOST` exclude each other",
+        ),
+        ({"STRONGROOM_SOCKET_MODE": "0600"}, "`STRONGROOM_SOCKET_MODE` has no effect"),
+        ({"STRONGROOM_LISTEN": "/run/s"}, "`STRONGROOM_LISTEN=/run/s` is malformed"),
+        ({"STRONGROOM_LISTEN": "unix:run/s"}, "is malformed"),
+        ({"STRONGROOM_LISTEN": "unix:/" + "x" * 107}, "is malformed"),
+        ({"STRONGROOM_LISTEN": "unix:/a:80"}, "is malformed"),
+        ({"STRONGROOM_LISTEN": "unix:/s", "STRONGROOM_SOCKET_MODE": "0777"}, "is not a choice"),
+    ],
+)
+def test_a_place_to_listen_is_one_place_and_well_formed(environment: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read(environment)
+    assert said in str(caught.value)
+
+
+def test_the_longest_path_that_the_kernel_takes_is_taken() -> None:
+    longest = "unix:/" + "x" * 106
+    assert read({"STRONGROOM_LISTEN": longest, "STRONGROOM_SOCKET_MODE": "0600"})[0].listen == longest

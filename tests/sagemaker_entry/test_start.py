@@ -15,6 +15,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
 from container.text.errors import TextCode, TextError
+from sagemaker_entry import __main__ as entry
 from sagemaker_entry import children, front, supervisor, wiring
 from sagemaker_entry.supervisor import SERVICE_ID, drop_privileges
 from tests.sagemaker_entry.harness import ROOT, Server, write_model
@@ -42,6 +43,54 @@ def test_only_root_as_pid_1_gives_its_rights_up(
     # groups and group first: without root's user id neither could be given up
     expected = [("setgroups", []), ("setgid", SERVICE_ID), ("setuid", SERVICE_ID)]
     assert changes == (expected if drops else [])
+
+
+def test_root_gives_its_rights_up_before_it_reads_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(supervisor, "drop_privileges", lambda: done.append("dropped"))
+    monkeypatch.setattr(entry.settings, "read", lambda _: pytest.fail("too early") if not done else stop())
+
+    def stop() -> None:
+        done.append("read")
+        raise entry.settings.SettingsError("enough", "of this")
+
+    mask = os.umask(0o022)
+    try:
+        assert entry.main(["serve"]) == 2
+        assert os.umask(mask) == 0o077, "what it writes would be readable by others"
+    finally:
+        os.umask(mask)
+    assert done == ["dropped", "read"]
+
+
+def test_a_root_that_may_not_change_its_user_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(os, "setgroups", refuse)
+    assert entry.main(["serve"]) == 2
+    assert "`--user 10001`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "same"), [(["-I", "-B", "-X", "utf8"], True), ([], False)])
+def test_children_are_isolated_where_their_parent_is(flags: list[str], same: bool) -> None:
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = []\n"
+        "from container.ranks import followers\n"
+        "from sagemaker_entry.supervisor import engine_command, front_command\n"
+        "for command in (followers.COMMAND, engine_command(3, 4, 5), front_command(3, 4, 5, 6, 7)):\n"
+        "    print(*command[1:])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, *flags, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("-I -B -X utf8 -m ") is same for line in lines)
 
 
 def spawned(lines: str) -> subprocess.CompletedProcess[str]:
@@ -145,13 +194,13 @@ def test_the_text_model_is_tried_a_few_times_and_then_the_worker_ends(
     tmp_path: Path, pauses: list[float], error: Exception
 ) -> None:
     service: Any = Waiting()
-    wiring.load(service, str(tmp_path), failing(wiring.ATTEMPTS - 1, error), lambda: False)
+    wiring.load(service, dict, failing(wiring.ATTEMPTS - 1, error), lambda: False)
     assert service.given == ["the model"]
     assert pauses == [wiring.RETRY_S] * (wiring.ATTEMPTS - 1)
     pauses.clear()
     with pytest.raises(SystemExit) as caught:
         unready: Any = Waiting()
-        wiring.load(unready, str(tmp_path), failing(wiring.ATTEMPTS, error), lambda: False)
+        wiring.load(unready, dict, failing(wiring.ATTEMPTS, error), lambda: False)
     assert caught.value.code == children.EXIT_UNUSABLE
     assert len(pauses) == wiring.ATTEMPTS - 1, "it slept after the last attempt"
 
@@ -230,7 +279,7 @@ def test_no_key_is_required_where_no_file_is_named() -> None:
 def test_the_fingerprint_tells_models_and_configurations_apart(tmp_path: Path) -> None:
     from sagemaker_entry.settings import Settings
 
-    one = Settings(model=str(write_model(tmp_path / "one")))
+    one = Settings(model=str(write_model(tmp_path / "one")), allow_plaintext="on")
     same = wiring.fingerprint(one)
     assert wiring.fingerprint(one) == same
     assert same.startswith("fp_") and len(same) == 15

@@ -20,7 +20,7 @@ import pytest
 from container.ranks.heartbeat import HealthLimits
 from sagemaker_entry import children
 from sagemaker_entry.settings import Settings, read
-from sagemaker_entry.supervisor import engine_config
+from sagemaker_entry.supervisor import EXIT_KEY, engine_config
 from sagemaker_entry.worker import QUIET_S
 from tests.sagemaker_entry.harness import ROOT, Server, post, read_all, status_of, wait_until
 
@@ -99,6 +99,7 @@ def test_a_drain_refuses_new_requests_at_once_and_lets_running_ones_finish(own_s
 
 def test_a_worker_with_nothing_to_do_refuses_until_the_others_are_done(tmp_path: Path) -> None:
     with Server(tmp_path, STRONGROOM_WORKERS="2") as server, ExitStack() as closing:
+        wait_until(lambda: len(server.events("text_model_loaded")) == 2, 20, "both workers")
         running = Caller(server, post("/invocations", slow(60)))
         kept = [closing.enter_context(server.connect()) for _ in range(12)]  # some at either worker
         for connection in kept:
@@ -148,7 +149,7 @@ def test_a_killed_engine_is_replaced_and_nobody_waits_for_it(own_server: Server)
     assert b'"engine_down"' in streaming.reply
     assert b"[DONE]" not in streaming.reply
     own_server.wait_ready(5)
-    assert own_server.engine["pid"] != pid
+    wait_until(lambda: own_server.engine["pid"] != pid, 5, "the new engine's own word")
     assert own_server.invoke(HELLO) == (200, [{"generated_text": "hello hell"}])
     assert own_server.metric("strongroom_engine_restarts_total") == 1
 
@@ -208,6 +209,36 @@ def test_a_dead_worker_is_replaced_and_its_gauges_are_reset(own_server: Server) 
     assert own_server.metric("strongroom_requests_in_flight") == 0
     wait_until(lambda: own_server.engine["running"] == 0, what="an idle engine")
     assert own_server.invoke(HELLO)[0] == 200
+
+
+def test_workers_start_one_after_another_each_when_the_last_one_serves(tmp_path: Path) -> None:
+    with Server(tmp_path, load_s=1.0, STRONGROOM_WORKERS="3") as server:
+        assert len(server.events("worker_started")) == 1, "they took the engine's time"
+        wait_until(lambda: len(server.events("text_model_loaded")) == 3, 20, "three workers")
+        time.sleep(QUIET_S)
+        assert len(server.events("worker_started")) == 3
+
+
+def test_a_dead_worker_is_replaced_by_one_and_no_more(tmp_path: Path) -> None:
+    with Server(tmp_path, STRONGROOM_WORKERS="2") as server:
+        wait_until(lambda: len(server.events("text_model_loaded")) == 2, 20, "both workers")
+        for number, worker in enumerate(server.events("worker_started"), 3):
+            os.kill(worker["pid"], signal.SIGKILL)
+            wait_until(lambda: len(server.events("text_model_loaded")) == number, 10, "the new worker")  # noqa: B023
+        time.sleep(QUIET_S)
+        assert len(server.events("worker_started")) == 4
+
+
+def test_a_worker_that_dies_before_it_serves_does_not_leave_the_next_one_out(tmp_path: Path) -> None:
+    server = Server(tmp_path, load_s=2.0, STRONGROOM_WORKERS="2").start()
+    try:
+        wait_until(lambda: server.events("worker_started"), 10, "the first worker")
+        os.kill(server.events("worker_started")[0]["pid"], signal.SIGKILL)
+        server.wait_ready()
+        wait_until(lambda: len(server.events("worker_started")) == 3, 20, "the second worker")
+    finally:
+        server.process.terminate()
+        server.process.wait(30)
 
 
 def test_nothing_is_left_running_when_the_supervisor_is_killed(own_server: Server) -> None:
@@ -325,10 +356,30 @@ def test_the_entry_refuses_what_it_cannot_do_with_a_hint() -> None:
         assert "Traceback" not in result.stderr
 
 
+def test_a_start_without_key_or_leave_stops_with_one_clear_line(tmp_path: Path) -> None:
+    result = run_entry("serve", STRONGROOM_MODEL=str(tmp_path), STRONGROOM_PORT="0")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: `STRONGROOM_KEY` is not set")
+    assert "\nhint: " in result.stderr and "STRONGROOM_ALLOW_PLAINTEXT=on" in result.stderr
+
+
+def test_a_key_that_is_given_once_and_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    result = run_entry(
+        "serve",
+        STRONGROOM_MODEL=str(tmp_path),
+        STRONGROOM_PORT="0",
+        STRONGROOM_KEY=f"file:{tmp_path}/absent?unlink",
+        STRONGROOM_VENDOR_ROOTS="ed25519:" + "0f" * 32,
+    )
+    assert result.returncode == EXIT_KEY == 77
+    assert result.stderr.startswith("error: the key is not where the key source says\nhint: ")
+
+
 def test_a_port_in_use_stops_the_start_with_one_clear_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        result = run_entry("serve", STRONGROOM_PORT=port, STRONGROOM_HOST="127.0.0.1")
+        plain = {"STRONGROOM_ALLOW_PLAINTEXT": "on"}
+        result = run_entry("serve", STRONGROOM_PORT=port, STRONGROOM_HOST="127.0.0.1", **plain)
     assert result.returncode == 2
     assert f"port {port}" in result.stderr
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from sagemaker_entry.caller import Keyhole
+from sagemaker_entry.body import LARGE_BODY_BYTES
+from sagemaker_entry.caller import ApiKey
 from sagemaker_entry.dialects.choose import GENERATING, Route
 from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.exchange import ENVIRON_KEY
-from sagemaker_entry.surplus import LARGE_BODY_BYTES, Surplus
+from sagemaker_entry.surplus import Surplus
 from tests.sagemaker_entry.harness import Server, post, wait_until
 
 KEY = "key-of-a-test"
@@ -62,9 +63,8 @@ def through(
 
     surplus = Surplus(
         application,
-        SimpleNamespace(full_s=lambda: full_s),
-        SimpleNamespace(error=lambda: unhealthy),
-        Keyhole(KEY),
+        SimpleNamespace(error=lambda: unhealthy, full_s=lambda: full_s),
+        ApiKey(KEY),
         refusals,
     )
     body = b"".join(surplus(request, lambda *start: started.append(start)))

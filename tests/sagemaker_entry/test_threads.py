@@ -19,7 +19,7 @@ from sagemaker_entry.replies import LARGE_BODY_BYTES, Replies
 from sagemaker_entry.service import Service
 from sagemaker_entry.settings import Settings
 from sagemaker_entry.threads import beside
-from tests.sagemaker_entry.test_service import FakeEngine
+from tests.sagemaker_entry.test_service import FakeEngine, exchange
 
 BLOCK_S = 0.2
 SMALL = {"prompt": "hi", "nothing": 1}
@@ -88,7 +88,8 @@ def understand() -> Callable[[Route, bytes], Any]:
     page = Metrics(metrics.create(), 1)
     service = Service(Settings(model="/m"), FakeEngine([]), page)
     service.defaults = SamplingParams()
-    return Replies(Settings(model="/m"), service, page, "auto", "fp")._understand
+    read = Replies(Settings(model="/m"), service, page, "auto", "fp")._understand
+    return lambda route, body: read(route, body, exchange())
 
 
 def padded(body: dict[str, Any]) -> bytes:
