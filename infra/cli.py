@@ -12,7 +12,10 @@ from typing import Annotated
 
 import typer
 
-from infra import report
+from infra import keys_cli, licences_cli, packages_cli, report
+from infra.deploy.commands import app as deploy
+from infra.marketplace.commands import app as listing
+from infra.options import Json
 from infra.report import CommandError, ExitCode, Result
 
 app = typer.Typer(
@@ -24,8 +27,12 @@ app = typer.Typer(
 
 package = typer.Typer(help="The vendor's side: what goes into a model package.", no_args_is_help=True)
 app.add_typer(package, name="package")
+package.add_typer(packages_cli.app)
+app.add_typer(keys_cli.app, name="key")
+app.add_typer(licences_cli.app, name="licence")
+app.add_typer(deploy, name="deploy")
+app.add_typer(listing, name="listing")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
 
 EMULATOR_PORT = 8181
@@ -39,6 +46,7 @@ QUALITY_TOKENS = 4096
 def serve(
     model: Annotated[Path | None, typer.Option(help="Directory of the model.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.")] = None,
+    listen: Annotated[str | None, typer.Option(help="unix:/PATH to listen on instead of a port.")] = None,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the server; repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -48,26 +56,40 @@ def serve(
     from infra import serving
 
     try:
-        chosen = serving.environment(os.environ, model, port, env or [])
+        chosen = serving.environment(os.environ, model, port, env or [], listen)
     except CommandError as error:
         report.fail("serve", as_json, error)
     if as_json:
-        shown = {"pid": os.getpid(), "host": chosen["STRONGROOM_HOST"], "port": chosen.get("STRONGROOM_PORT")}
+        names = ("listen",) if chosen.get("STRONGROOM_LISTEN") else ("host", "port")
+        shown = {"pid": os.getpid(), **{name: chosen.get(f"STRONGROOM_{name.upper()}") for name in names}}
         report.print_json("serve", ok=True, result=shown)
     serving.become(chosen, quiet_stdout=as_json)
 
 
 @app.command()
 def emulate(
-    upstream: Annotated[str, typer.Option(help="HOST:PORT of a running server.")],
+    upstream: Annotated[str, typer.Option(help="HOST:PORT or unix:/PATH of a running server.")],
     endpoint: Annotated[str, typer.Option(help="Name of the endpoint.")] = "strongroom",
     port: Port = EMULATOR_PORT,
     component: Annotated[
-        list[str] | None, typer.Option(help="Inference component, NAME or NAME=HOST:PORT; repeatable.")
+        list[str] | None, typer.Option(help="Inference component, NAME or NAME=ADDRESS; repeatable.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Verify signatures against the printed keys.")] = False,
     split: Annotated[str, typer.Option(help="Cut stream parts: none, bytes=N or random:SEED.")] = "none",
     body_limit: Annotated[int, typer.Option(min=1, help="Largest request body, in bytes.")] = BODY_BYTES,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder that stands for S3 (BUCKET/KEY in it), or the URL of an S3: batch jobs run."
+        ),
+    ] = None,
+    async_output: Annotated[
+        str | None,
+        typer.Option(help="s3://BUCKET/PREFIX for answers: adds the asynchronous endpoint NAME-async."),
+    ] = None,
+    fail_after: Annotated[
+        int | None, typer.Option(min=1, help="Fail streams as the platform would, after this many parts.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Answer SageMaker runtime clients from a running server, until Ctrl-C."""
@@ -75,7 +97,16 @@ def emulate(
 
     try:
         emulator = emulating.open_emulator(
-            upstream, endpoint, port, component or [], strict, split, body_limit
+            upstream,
+            endpoint,
+            port,
+            component or [],
+            strict,
+            split,
+            body_limit,
+            store,
+            async_output,
+            fail_after,
         )
     except CommandError as error:
         report.fail("emulate", as_json, error)
@@ -89,7 +120,10 @@ def invoke(
     endpoint: Annotated[str, typer.Option(help="Name of the endpoint.")] = "strongroom",
     endpoint_url: Annotated[
         str | None,
-        typer.Option(envvar="AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", help="URL of an emulator; AWS without it."),
+        typer.Option(
+            envvar="AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME",
+            help="URL of an emulator, or unix:/PATH of a server; AWS without it.",
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Text of one user message.")] = None,
     body_file: Annotated[

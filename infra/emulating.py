@@ -7,13 +7,17 @@ Invariant: Ctrl-C and SIGTERM close the emulator before the process ends.
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from infra.emulator import LOCAL_KEYS, LOCAL_REGION, Emulator, Limits
+from infra.emulator import LOCAL_KEYS, LOCAL_REGION, Emulator, FolderStore, Limits, S3Store
+from infra.emulator.stores import Store
 from infra.report import CommandError, ExitCode, Result
 
 
@@ -25,6 +29,9 @@ def open_emulator(
     strict: bool,
     split: str,
     body_limit_bytes: int,
+    store: str | None = None,
+    async_output: str | None = None,
+    fail_after_parts: int | None = None,
 ) -> Emulator:
     """Return a running emulator; raises CommandError for bad arguments or a taken port."""
     try:
@@ -36,6 +43,10 @@ def open_emulator(
             strict=strict,
             split=split,
             limits=Limits(body_bytes=body_limit_bytes),
+            store=None if store is None else _store(store),
+            async_output=async_output,
+            notify=None if async_output is None else _told,
+            fail_after_parts=fail_after_parts,
         )
     except ValueError as error:
         raise CommandError(ExitCode.USAGE, "bad_argument", str(error)) from error
@@ -57,6 +68,7 @@ def describe(emulator: Emulator, endpoint: str) -> Result:
         "token": emulator.token(),
         "environment": {
             "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": emulator.url,
+            **({"AWS_ENDPOINT_URL_SAGEMAKER": emulator.url} if emulator.has_store else {}),
             "AWS_ACCESS_KEY_ID": LOCAL_KEYS.access_key_id,
             "AWS_SECRET_ACCESS_KEY": LOCAL_KEYS.secret_access_key,
             "AWS_DEFAULT_REGION": LOCAL_REGION,
@@ -86,6 +98,23 @@ def serving(emulator: Emulator) -> Iterator[threading.Event]:
     finally:
         signal.signal(signal.SIGTERM, before)
         emulator.close()
+
+
+def _store(place: str) -> Store:
+    """Return the folder `place`, or the S3 at that URL, reached with the environment's credentials."""
+    if place.startswith(("http://", "https://")):
+        import boto3
+
+        return S3Store(boto3.client("s3", endpoint_url=place))
+    root = Path(place)
+    if not root.is_dir():
+        raise ValueError("`store` must be a folder that exists, or the URL of an S3")
+    return FolderStore(root)
+
+
+def _told(document: dict[str, Any]) -> None:
+    """Print a notification as one line: it names objects, never what they hold."""
+    print(json.dumps({"notification": document}), file=sys.stderr, flush=True)
 
 
 def _component(text: str, upstream: str) -> tuple[str, str]:

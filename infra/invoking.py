@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from infra.bearer import missing_sdk, no_credentials
-from infra.emulator import LOCAL_KEYS, LOCAL_REGION
+from infra.emulator import LOCAL_KEYS, LOCAL_REGION, Emulator
+from infra.emulator.registry import UNIX
 from infra.report import CommandError, ExitCode, Result
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -38,15 +39,29 @@ def call(
     body: bytes,
     stream: bool,
     show: Callable[[str], None],
+    component: str | None = None,
 ) -> Result:
-    """Return the answer's text and times; `show` gets the text as it arrives. Raises CommandError."""
+    """Return the answer's text and times; `show` gets the text as it arrives. Raises CommandError.
+
+    A `unix:/PATH` is a server's own socket: an emulator of its own stands in between for the one call.
+    """
+    if endpoint_url is not None and endpoint_url.startswith(UNIX):
+        try:
+            between = Emulator(endpoint_url, endpoint)
+        except ValueError as error:
+            raise CommandError(ExitCode.USAGE, "bad_argument", str(error)) from error
+        with between:
+            return call(between.url, region, endpoint, body, stream, show)
     try:
         import botocore.exceptions as refusals
     except ModuleNotFoundError as error:
         raise missing_sdk() from error
     try:
         with contextlib.closing(_client(endpoint_url, region)) as client:
-            return (_streamed if stream else _whole)(client, endpoint, body, show)
+            target = {"EndpointName": endpoint}
+            if component is not None:
+                target["InferenceComponentName"] = component
+            return (_streamed if stream else _whole)(client, target, body, show)
     except (refusals.ClientError, refusals.EventStreamError) as error:
         raise _refused(error.response) from error
     except (refusals.NoCredentialsError, refusals.PartialCredentialsError) as error:
@@ -110,9 +125,9 @@ def _client(endpoint_url: str | None, region: str | None) -> Any:
     return boto3.client("sagemaker-runtime", config=config, **arguments)
 
 
-def _whole(client: Any, endpoint: str, body: bytes, show: Callable[[str], None]) -> Result:
+def _whole(client: Any, target: dict[str, str], body: bytes, show: Callable[[str], None]) -> Result:
     start_s = time.monotonic()
-    answer = client.invoke_endpoint(EndpointName=endpoint, Body=body, ContentType="application/json")
+    answer = client.invoke_endpoint(**target, Body=body, ContentType="application/json")
     with contextlib.closing(answer["Body"]) as content:
         data = content.read()
     total_s = time.monotonic() - start_s
@@ -130,13 +145,11 @@ def _whole(client: Any, endpoint: str, body: bytes, show: Callable[[str], None])
     }
 
 
-def _streamed(client: Any, endpoint: str, body: bytes, show: Callable[[str], None]) -> Result:
+def _streamed(client: Any, target: dict[str, str], body: bytes, show: Callable[[str], None]) -> Result:
     start_s = time.monotonic()
     times_s: list[float] = []
     size_bytes = 0
-    answer = client.invoke_endpoint_with_response_stream(
-        EndpointName=endpoint, Body=body, ContentType="application/json"
-    )
+    answer = client.invoke_endpoint_with_response_stream(**target, Body=body, ContentType="application/json")
 
     def parts(events: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         nonlocal size_bytes

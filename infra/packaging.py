@@ -10,12 +10,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from infra.report import CommandError, ExitCode, Result
 
+CONVERTED: Final = "model"  # folder of a converted checkpoint within its stage
+PARTS: Final = "parts"
+REPORT: Final = "quality.json"
 EXIT_USAGE: Final = 2  # the child's exit status for what the caller can mend; it has said what
 MIB: Final = 1024 * 1024
 
@@ -41,13 +44,44 @@ def shard(model: Path, tensor_parallel: int, quantize: str) -> Result:
     return _run("shard", "container.model.parts", given)
 
 
-def _run(verb: str, module: str, given: Mapping[str, object]) -> Result:
-    """Return the last line of the child's output; raises CommandError."""
+def convert(gguf: Path, at: Path, lock: int) -> None:
+    """Make the checkpoint of a GGUF file in `at`; raises CommandError. `lock` goes to the child."""
+    _run("convert", "container.model.convert", {"--gguf": gguf, "--out": at / CONVERTED}, lock)
+
+
+def divide(model: Path, at: Path, tensor_parallel: int, quantize: str, lock: int) -> None:
+    """Make parts in `at`, as `shard` makes them beside the model; raises CommandError."""
+    given = {"--model": model, "--out": at, "--tensor-parallel": tensor_parallel, "--quantize": quantize}
+    _run("shard", "container.model.parts", given, lock)
+
+
+def measure(model: Path, at: Path, variants: Sequence[str], tokens: int, lock: int) -> None:
+    """Write the quality report into `at`; raises CommandError."""
+    given = {"--model": model, "--out": at, "--variants": ",".join(variants), "--tokens": tokens}
+    _run("quality", "container.model.quality", given, lock)
+
+
+def read_report(folder: Path) -> Result:
+    """Return the quality report in `folder`."""
+    report: Result = json.loads((folder / REPORT).read_bytes())
+    return report
+
+
+def _run(verb: str, module: str, given: Mapping[str, object], lock: int | None = None) -> Result:
+    """Return the last line of the child's output; raises CommandError.
+
+    A child that outlives us keeps the descriptor `lock`, and with it the lock.
+    """
     options = [f"{name}={value}" for name, value in given.items() if value is not None]
     command = [sys.executable, "-m", module, *options]
     base = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     done = subprocess.run(  # noqa: S603  the interpreter that runs us, and no shell
-        command, env=base, stdout=subprocess.PIPE, text=True, check=False
+        command,
+        env=base,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        pass_fds=() if lock is None else (lock,),
     )
     if done.returncode == EXIT_USAGE:
         raise CommandError(ExitCode.USAGE, f"{verb}_refused", "nothing was made, for the reason above")

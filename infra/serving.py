@@ -18,14 +18,23 @@ HOST = "127.0.0.1"  # a person's machine; inside the image the product chooses f
 
 
 def environment(
-    base: Mapping[str, str], model: Path | None, port: int | None, assignments: list[str]
+    base: Mapping[str, str],
+    model: Path | None,
+    port: int | None,
+    assignments: list[str],
+    listen: str | None = None,
 ) -> dict[str, str]:
     """Return the server's environment: `base` without AWS_*, then the options, then NAME=VALUE assignments.
 
-    Raises CommandError for a missing model directory or a malformed assignment.
+    Raises CommandError for a missing model directory, a malformed assignment, or two places to listen.
     """
     chosen = {name: value for name, value in base.items() if not name.startswith("AWS_")}
-    chosen.setdefault("STRONGROOM_HOST", HOST)
+    if listen is not None:
+        if port is not None:
+            raise CommandError(ExitCode.USAGE, "bad_argument", "give one of `--port` and `--listen`")
+        chosen["STRONGROOM_LISTEN"] = listen
+        for name in ("STRONGROOM_HOST", "STRONGROOM_PORT", "SAGEMAKER_BIND_TO_PORT"):
+            chosen.pop(name, None)
     if model is not None:
         if not model.is_dir():
             raise CommandError(
@@ -41,6 +50,8 @@ def environment(
         if not equals or not name:
             raise CommandError(ExitCode.USAGE, "env_malformed", "`--env` takes NAME=VALUE")
         chosen[name] = value
+    if not chosen.get("STRONGROOM_LISTEN"):
+        chosen.setdefault("STRONGROOM_HOST", HOST)
     return chosen
 
 

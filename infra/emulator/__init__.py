@@ -9,5 +9,6 @@ Nothing here imports an AWS SDK, and nothing here has been compared with AWS its
 
 from infra.emulator.server import LOCAL_KEYS, LOCAL_REGION, Emulator
 from infra.emulator.service import Limits
+from infra.emulator.stores import FolderStore, S3Store
 
-__all__ = ["LOCAL_KEYS", "LOCAL_REGION", "Emulator", "Limits"]
+__all__ = ["LOCAL_KEYS", "LOCAL_REGION", "Emulator", "FolderStore", "Limits", "S3Store"]

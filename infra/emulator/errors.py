@@ -22,6 +22,7 @@ TIMED_OUT: Final = (
     "metrics for each container in Amazon CloudWatch, resolve the issue, and try again."
 )
 BROKEN: Final = "The connection to container primary was closed before its response was complete."
+PLATFORM_FAILED: Final = "The stream failed because of an internal error of the platform."
 TOO_LARGE: Final = "The response of container primary is larger than {limit} bytes."
 
 

@@ -20,7 +20,10 @@ from infra.emulator.http1 import Head
 PREFIX: Final = "X-Amzn-SageMaker-"
 CUSTOM_ATTRIBUTES: Final = f"{PREFIX}Custom-Attributes"
 COMPONENT: Final = f"{PREFIX}Inference-Component"
+SESSION: Final = f"{PREFIX}Session-Id"
+TARGET_MODEL: Final = f"{PREFIX}Target-Model"
 TARGET_VARIANT: Final = f"{PREFIX}Target-Variant"
+FORWARDED_API: Final = f"{PREFIX}Forwarded-Api"  # undocumented: tells a container which operation was called
 STREAM_ACCEPT: Final = f"{PREFIX}Accept"
 STREAM_CONTENT_TYPE: Final = f"{PREFIX}Content-Type"
 INVOKED_VARIANT: Final = "x-Amzn-Invoked-Production-Variant"
@@ -42,13 +45,34 @@ REQUEST: Final[dict[str, Rule]] = {
     "Accept": Rule("accept", 1024),
     CUSTOM_ATTRIBUTES: Rule("customAttributes", 1024),
     f"{PREFIX}Inference-Id": Rule("inferenceId", 64, _PRINTABLE),
-    f"{PREFIX}Session-Id": Rule("sessionId", 256, f"(NEW_SESSION|{_NAME})"),
-    f"{PREFIX}Target-Model": Rule("targetModel", 1024, _PRINTABLE),
+    SESSION: Rule("sessionId", 256, f"(NEW_SESSION|{_NAME})"),
+    TARGET_MODEL: Rule("targetModel", 1024, _PRINTABLE),
     TARGET_VARIANT: Rule("targetVariant", 63, _NAME),
     f"{PREFIX}Target-Container-Hostname": Rule("targetContainerHostname", 63, _NAME),
     COMPONENT: Rule("inferenceComponentName", 63, _NAME),
     f"{PREFIX}Enable-Explanations": Rule("enableExplanations", 64),
     f"{PREFIX}Prefix-Aware-Id": Rule("prefixAwareId", 64, _PRINTABLE),
+}
+
+# Of InvokeEndpointAsync: its own, and the ones that become the container's under another name.
+INPUT_LOCATION: Final = f"{PREFIX}InputLocation"
+EXTENSION: Final = f"{PREFIX}S3OutputPathExtension"
+FILENAME: Final = f"{PREFIX}Filename"
+TTL: Final = f"{PREFIX}RequestTTLSeconds"
+TIMEOUT: Final = f"{PREFIX}InvocationTimeoutSeconds"
+INFERENCE_ID: Final = f"{PREFIX}Inference-Id"
+ASYNC: Final[dict[str, Rule]] = {
+    INPUT_LOCATION: Rule("inputLocation", 1024, r"(https|s3)://([^/]+)/?(.*)"),
+    EXTENSION: Rule("s3OutputPathExtension", 512, r"(?!s3:|https:)[a-zA-Z0-9!_.*'()/-]+"),
+    FILENAME: Rule("filename", 32, r"(?!.*\..*\.)[a-zA-Z0-9][a-zA-Z0-9-_.]*"),
+    TTL: Rule("requestTTLSeconds", 5, r"[0-9]+"),
+    TIMEOUT: Rule("invocationTimeoutSeconds", 4, r"[0-9]+"),
+}
+ASYNC_PASSED: Final = {
+    STREAM_CONTENT_TYPE: "Content-Type",
+    STREAM_ACCEPT: "Accept",
+    CUSTOM_ATTRIBUTES: CUSTOM_ATTRIBUTES,
+    INFERENCE_ID: INFERENCE_ID,
 }
 
 RESPONSE: Final = (
@@ -76,6 +100,11 @@ _NAME_CHARACTERS: Final = re.compile("[A-Za-z0-9-]{1,64}")
 Pairs = list[tuple[str, str]]
 
 
+def _rule(name: str, *, stream: bool) -> Rule:
+    """Return the rule of a header; a session cannot be opened over the stream operation."""
+    return Rule("sessionId", 256, _NAME) if stream and name == SESSION else REQUEST[name]
+
+
 def forwarded(headers: Message, *, stream: bool) -> Pairs:
     """Return what the container gets of the caller's headers.
 
@@ -83,13 +112,33 @@ def forwarded(headers: Message, *, stream: bool) -> Pairs:
     naming the member when a value breaks the service model.
     """
     passed: Pairs = []
-    for name, rule in REQUEST.items():
+    for name in REQUEST:
         value = headers.get(STREAM_ACCEPT if stream and name == "Accept" else name)
         if value is None:
             continue
-        check(value, rule)
+        check(value, _rule(name, stream=stream))
         passed.append((name, value))
     return passed
+
+
+def asynchronous(headers: Message) -> tuple[Pairs, dict[str, str]]:
+    """Return what the container gets of an asynchronous call's headers, and those for the platform.
+
+    Raises ServiceError (ValidationError) as `forwarded` does.
+    """
+    passed: Pairs = []
+    for name, inner in ASYNC_PASSED.items():
+        value = headers.get(name)
+        if value is not None:
+            check(value, REQUEST[inner])
+            passed.append((inner, value))
+    own = {}
+    for name, rule in ASYNC.items():
+        value = headers.get(name)
+        if value is not None:
+            check(value, rule)
+            own[name] = value
+    return passed, own
 
 
 def check(value: str, rule: Rule) -> None:

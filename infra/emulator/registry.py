@@ -10,20 +10,28 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
+from infra.emulator.queueing import AsyncConfig
 from infra.emulator.upstream import Address
 
 # The service model allows 63 characters.
 _NAME: Final = re.compile(r"[a-zA-Z0-9](?:-*[a-zA-Z0-9]){0,62}")
 NAME_CHARACTERS: Final = 63
+UNIX: Final = "unix:"
 
 
 def parse_address(text: str) -> Address:
-    """Return (host, port) of `HOST:PORT` (`[HOST]:PORT` for IPv6); raises ValueError for anything else."""
+    """Return (host, port) of `HOST:PORT` (`[HOST]:PORT` for IPv6), or the path of `unix:/PATH`.
+
+    Raises ValueError for anything else.
+    """
+    if text.startswith(UNIX) and Path(text.removeprefix(UNIX)).is_absolute():
+        return Path(text.removeprefix(UNIX))
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError("`upstream` must be HOST:PORT")
+        raise ValueError("`upstream` must be HOST:PORT or unix:/PATH")
     return host.strip("[]"), int(port)
 
 
@@ -36,12 +44,16 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint of one variant; with `components`, each has its own container and must be named."""
+    """An endpoint of one variant; with `components`, each has its own container and must be named.
+
+    `asynchronous`: calls are queued and answered in a store, and no others are taken.
+    """
 
     name: str
     upstream: Address
     variant: str = "AllTraffic"
     components: Mapping[str, Address] = field(default_factory=dict)
+    asynchronous: AsyncConfig | None = None
 
     def __post_init__(self) -> None:
         for name in (self.name, self.variant, *self.components):

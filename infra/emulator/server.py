@@ -17,12 +17,16 @@ from typing import Any, Final, Self
 
 from infra.emulator import tokens
 from infra.emulator.caller import Caller
+from infra.emulator.control import Control
 from infra.emulator.errors import busy
 from infra.emulator.journal import Journal
+from infra.emulator.queueing import AsyncConfig, AsyncQueue, Notify
 from infra.emulator.registry import Endpoint, Registry, parse_address
 from infra.emulator.service import Limits, Options, RuntimeService
 from infra.emulator.sigv4 import Keys
 from infra.emulator.splitting import Split
+from infra.emulator.stores import Store
+from infra.emulator.transform import Transforms
 from infra.emulator.upstream import Clock
 
 HOST: Final = "127.0.0.1"
@@ -30,6 +34,7 @@ CONNECTIONS: Final = 256  # a thread each; four times the concurrency the tests 
 BACKLOG: Final = 128
 REFUSAL_S: Final = 0.1  # spent on a caller beyond the bound; nobody else is accepted meanwhile
 STOP_POLL_S: Final = 0.1
+ASYNC_SUFFIX: Final = "-async"
 
 # Not secrets: they open nothing, and every emulator prints them.
 LOCAL_KEYS: Final = Keys("STRONGROOMLOCAL00001", "strongroom-local-keys-open-nothing")
@@ -92,9 +97,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 class Emulator:
     """A SageMaker runtime for one machine, in front of running containers; a context manager.
 
-    `upstream` is HOST:PORT of the container that serves `endpoint`; `components` maps names of inference
-    components to theirs. `port` 0 takes a free one. `split` is none, bytes=N or random:SEED. Raises
-    ValueError for a malformed argument and OSError when the port is taken.
+    `upstream` is HOST:PORT or unix:/PATH of the container that serves `endpoint`; `components` maps names of
+    inference components to theirs. `port` 0 takes a free one. `split` is none, bytes=N or random:SEED. With a
+    `store`, batch transform jobs run on its objects; with `async_output` besides, a location in it, there is
+    a second endpoint `NAME-async`, whose calls are answered there and told to `notify`. After
+    `fail_after_parts` parts every stream fails as the platform's own doing. Raises ValueError for a malformed
+    argument and OSError when the port is taken.
     """
 
     def __init__(
@@ -108,18 +116,47 @@ class Emulator:
         split: str = "none",
         region: str = LOCAL_REGION,
         limits: Limits | None = None,
+        store: Store | None = None,
+        async_output: str | None = None,
+        notify: Notify | None = None,
+        fail_after_parts: int | None = None,
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
     ) -> None:
         self._options = Options(
-            LOCAL_KEYS, region, strict, Split.parse(split), limits or Limits(), clock, wall_clock
+            LOCAL_KEYS,
+            region,
+            strict,
+            Split.parse(split),
+            limits or Limits(),
+            fail_after_parts,
+            clock,
+            wall_clock,
         )
         self._name = endpoint
         self._registry = Registry()
         self._journal = Journal()
         self.add(endpoint, upstream, components)
-        self._service = RuntimeService(self._registry, self._journal, self._options)
-        self._server = _Server(port, self._service)
+        self._queue: AsyncQueue | None = None
+        self._transforms: Transforms | None = None
+        control = None
+        if store is not None:
+            self._transforms = Transforms(store, clock)
+            control = Control(self._registry, self._transforms, region)
+        if async_output is not None:
+            if store is None:
+                raise ValueError("`async_output` needs a store")
+            config = AsyncConfig(async_output)
+            self._registry.put(
+                Endpoint(endpoint + ASYNC_SUFFIX, parse_address(upstream), asynchronous=config)
+            )
+            self._queue = AsyncQueue(store, region, config.concurrency, clock, notify)
+        self._service = RuntimeService(self._registry, self._journal, self._options, self._queue, control)
+        try:
+            self._server = _Server(port, self._service)
+        except OSError:
+            self._close_jobs()
+            raise
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(STOP_POLL_S,), name="emulator", daemon=True
         )
@@ -139,6 +176,13 @@ class Emulator:
         self._thread.join()
         self._server.drop()
         self._server.server_close()
+        self._close_jobs()
+
+    def _close_jobs(self) -> None:
+        if self._queue is not None:
+            self._queue.close()
+        if self._transforms is not None:
+            self._transforms.close()
 
     def add(self, endpoint: str, upstream: str, components: Mapping[str, str] | None = None) -> None:
         """Put another endpoint in service; raises ValueError for a malformed name or address."""
@@ -181,6 +225,15 @@ class Emulator:
     def journal(self) -> list[dict[str, Any]]:
         """Return the last requests, oldest first: sizes, header names and codes."""
         return self._journal.rows()
+
+    @property
+    def has_store(self) -> bool:
+        """Return whether batch jobs can run."""
+        return self._transforms is not None
+
+    def notifications(self) -> list[dict[str, Any]]:
+        """Return what the topics of asynchronous calls would have been told, oldest first."""
+        return [] if self._queue is None else self._queue.notifications()
 
     def state(self) -> dict[str, object]:
         """Return endpoints, limits and the number of requests so far."""

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from infra.emulator import eventstream, headers, sigv4, tokens
+from infra.emulator import accepting, eventstream, headers, sigv4, tokens
 from infra.emulator.caller import Caller, header_values
+from infra.emulator.control import BODY_BYTES, CONTENT_TYPE, TARGET, Control
 from infra.emulator.errors import (
     ACCOUNT,
     BROKEN,
+    PLATFORM_FAILED,
     TIMED_OUT,
     TOO_LARGE,
     Failure,
@@ -32,6 +34,7 @@ from infra.emulator.errors import (
 )
 from infra.emulator.http1 import Head
 from infra.emulator.journal import Entry, Journal
+from infra.emulator.queueing import AsyncQueue
 from infra.emulator.registry import Endpoint, Registry, check_name
 from infra.emulator.sigv4 import Keys, SignedRequest
 from infra.emulator.splitting import Split
@@ -44,6 +47,7 @@ from infra.emulator.upstream import (
     Exchange,
     ExchangeFailed,
     UpstreamBroken,
+    host_header,
 )
 
 ERROR_BYTES: Final = 16 * 1024  # read of a failed container's body: several times what an error may show
@@ -70,6 +74,7 @@ class Options:
     strict: bool = False
     split: Split = field(default_factory=Split)
     limits: Limits = field(default_factory=Limits)
+    fail_after_parts: int | None = None  # then the platform itself fails a stream, to see what a client does
     clock: Clock = time.monotonic
     wall_clock: Clock = time.time
 
@@ -86,14 +91,28 @@ class Call:
     deadline: Deadline
 
 
+class PlatformFailed(Exception):
+    """A stream that was to fail as the platform's own doing has come to that point."""
+
+
 Handler = Callable[[Caller, Entry, "re.Match[str]"], None]
 
 
 class RuntimeService:
     """Answers callers from the containers of `registry`, noting each request in `journal`."""
 
-    def __init__(self, registry: Registry, journal: Journal, options: Options) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        journal: Journal,
+        options: Options,
+        queue: AsyncQueue | None = None,
+        control: Control | None = None,
+    ) -> None:
+        """Without `queue` and `control` there is no store: no asynchronous calls and no batch jobs."""
         self._registry = registry
+        self._queue = queue
+        self._control = control
         self._journal = journal
         self._options = options
         endpoint = r"/endpoints/(?P<endpoint>[^/]+)"
@@ -108,7 +127,9 @@ class RuntimeService:
                 ),
                 self._openai,
             ),
-            ("local", "GET", re.compile(r"/_local/(?P<view>state|journal)"), self._local),
+            ("local", "GET", re.compile(r"/_local/(?P<view>state|journal|notifications)"), self._local),
+            ("async", "POST", re.compile(rf"{endpoint}/async-invocations"), self._asynchronous),
+            ("control", "POST", re.compile("/"), self._controlled),
         ]
 
     def serve(self, caller: Caller) -> None:
@@ -154,6 +175,7 @@ class RuntimeService:
         body = self._read_body(call)
         try:
             with Exchange(call.address, call.deadline, caller.connection) as exchange:
+                call.passed.append((headers.FORWARDED_API, "InvokeEndpoint"))
                 head = self._send(exchange, call, INVOCATIONS, body)
                 content = self._collect(exchange, call, self._options.limits.body_bytes)
         except (DeadlinePassed, UpstreamBroken) as error:
@@ -167,6 +189,7 @@ class RuntimeService:
         body = self._read_body(call)
         try:
             with Exchange(call.address, call.deadline, caller.connection) as exchange:
+                call.passed.append((headers.FORWARDED_API, "InvokeEndpointWithResponseStream"))
                 head = self._send(exchange, call, INVOCATIONS, body)
                 shown = headers.returned(head, call.endpoint.variant, stream=True)
                 caller.start(200, [("Content-Type", eventstream.CONTENT_TYPE), *shown])
@@ -177,6 +200,9 @@ class RuntimeService:
                 raise self._failed(call, error) from error
             caller.write(_stream_failure(error))
             entry.outcome = "timed_out" if isinstance(error, DeadlinePassed) else "broken"
+        except PlatformFailed:
+            caller.write(eventstream.internal_stream_failure(PLATFORM_FAILED))
+            entry.outcome = "platform_failed"
         caller.end()
 
     def _frame(self, exchange: Exchange, call: Call) -> None:
@@ -187,6 +213,8 @@ class RuntimeService:
             for part in cut(piece):
                 call.caller.write(eventstream.payload_part(part))
                 call.entry.parts += 1
+                if call.entry.parts == self._options.fail_after_parts:
+                    raise PlatformFailed
         call.entry.outcome = "streamed"
 
     def _openai(self, caller: Caller, entry: Entry, match: re.Match[str]) -> None:
@@ -218,8 +246,35 @@ class RuntimeService:
 
     def _local(self, caller: Caller, entry: Entry, match: re.Match[str]) -> None:
         entry.status = 200
-        view = self.state() if match["view"] == "state" else {"requests": self._journal.rows()}
+        view: dict[str, object]
+        if match["view"] == "state":
+            view = self.state()
+        elif match["view"] == "journal":
+            view = {"requests": self._journal.rows()}
+        else:
+            view = {"notifications": [] if self._queue is None else self._queue.notifications()}
         caller.answer(200, [("Content-Type", "application/json")], json.dumps(view).encode())
+
+    def _asynchronous(self, caller: Caller, entry: Entry, match: re.Match[str]) -> None:
+        sigv4.check_presence(caller.headers.get("Authorization"))
+        endpoint = self._endpoint(match, entry)
+        if self._queue is None:
+            raise validation_error(f"Endpoint {endpoint.name} is not an asynchronous inference endpoint.")
+        deadline = Deadline(self._options.clock, self._options.limits.response_s)
+        accepted = accepting.accept(caller, endpoint, self._queue, deadline, self._options.clock())
+        entry.status, entry.outcome, entry.request_bytes = 202, "queued", accepted.request_bytes
+        caller.answer(202, accepted.headers, accepted.body)
+
+    def _controlled(self, caller: Caller, entry: Entry, _: re.Match[str]) -> None:
+        sigv4.check_presence(caller.headers.get("Authorization"))
+        if self._control is None:
+            raise ServiceError(404, "UnknownOperationException", "there is no store for jobs to work on")
+        deadline = Deadline(self._options.clock, self._options.limits.response_s)
+        body = caller.read_body(BODY_BYTES, deadline)
+        entry.request_bytes = len(body)
+        answer = self._control.answer(caller.headers.get(TARGET, ""), body)
+        entry.status, entry.outcome = 200, "answered"
+        caller.answer(200, [("Content-Type", CONTENT_TYPE)], answer)
 
     def state(self) -> dict[str, object]:
         """Return what runs here, for `GET /_local/state`."""
@@ -247,13 +302,9 @@ class RuntimeService:
         """Return the request with its endpoint found and its headers checked; raises ServiceError."""
         limits = self._options.limits
         deadline = Deadline(self._options.clock, limits.stream_s if stream else limits.response_s)
-        try:
-            endpoint = self._registry.find(check_name(match["endpoint"]))
-        except ValueError as error:
-            raise validation_error("the endpoint name is malformed") from error
-        if endpoint is None:
-            raise endpoint_not_found(match["endpoint"])
-        entry.endpoint = endpoint.name
+        endpoint = self._endpoint(match, entry)
+        if endpoint.asynchronous is not None:
+            raise validation_error(f"Endpoint {endpoint.name} takes asynchronous invocations alone.")
         passed = headers.forwarded(caller.headers, stream=stream)
         named = match.groupdict().get("component")
         if named is not None:
@@ -263,10 +314,22 @@ class RuntimeService:
         values = dict(passed)
         if values.get(headers.TARGET_VARIANT, endpoint.variant) != endpoint.variant:
             raise validation_error(f"Endpoint {endpoint.name} has no such variant.")
+        if headers.TARGET_MODEL in values:
+            raise validation_error(f"Endpoint {endpoint.name} is not a multi-model endpoint.")
         component = values.get(headers.COMPONENT)
         address = _component_address(endpoint, component)
         entry.component = component
         return Call(caller, entry, endpoint, address, passed, deadline)
+
+    def _endpoint(self, match: re.Match[str], entry: Entry) -> Endpoint:
+        try:
+            endpoint = self._registry.find(check_name(match["endpoint"]))
+        except ValueError as error:
+            raise validation_error("the endpoint name is malformed") from error
+        if endpoint is None:
+            raise endpoint_not_found(match["endpoint"])
+        entry.endpoint = endpoint.name
+        return endpoint
 
     def _read_body(self, call: Call, *, signed: bool = True) -> bytes:
         caller = call.caller
@@ -307,9 +370,8 @@ class RuntimeService:
 
 
 def _container_headers(call: Call, body: bytes) -> headers.Pairs:
-    host, port = call.address
     return [
-        ("Host", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
+        ("Host", host_header(call.address)),
         *call.passed,
         ("Content-Length", str(len(body))),
         ("Connection", "close"),

@@ -11,13 +11,14 @@ from __future__ import annotations
 import selectors
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from infra.emulator.http1 import Head, MalformedResponse, ResponseParser, TruncatedResponse
 
 Clock = Callable[[], float]  # seconds, never going back
-Address = tuple[str, int]
+Address = tuple[str, int] | Path  # a port, or a Unix socket
 
 READ_BYTES: Final = 64 * 1024
 CONNECT_S: Final = 5.0  # a container that listens accepts at once, loading or not
@@ -64,6 +65,30 @@ class Deadline:
         self._total_s = total_s
 
 
+def host_header(address: Address) -> str:
+    """Return what a request to `address` says in its Host header."""
+    if isinstance(address, Path):
+        return "localhost"  # a path is no name; RFC 9112 3.2 asks for the header all the same
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def connect(address: Address, wait_s: float) -> socket.socket:
+    """Return a connection to a port or a Unix socket; raises OSError."""
+    if not isinstance(address, Path):
+        connection = socket.create_connection(address, wait_s)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(wait_s)
+        connection.connect(str(address))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 class Exchange:
     """A request and its response over one connection; a context manager.
 
@@ -75,11 +100,10 @@ class Exchange:
         self._parser = ResponseParser()
         self._client: socket.socket | None = client
         try:
-            self._socket = socket.create_connection(address, min(CONNECT_S, max(deadline.left_s(), 0.001)))
+            self._socket = connect(address, min(CONNECT_S, max(deadline.left_s(), 0.001)))
         except OSError as error:
             raise UpstreamBroken("the container refused the connection") from error
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._selector.register(client, selectors.EVENT_READ)
@@ -93,9 +117,9 @@ class Exchange:
         self._selector.close()
         self._socket.close()
 
-    def send(self, path: str, headers: Sequence[tuple[str, str]], body: bytes) -> None:
-        """Send a POST; returns early when the container has answered without reading all of it."""
-        lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
+    def send(self, path: str, headers: Sequence[tuple[str, str]], body: bytes, method: str = "POST") -> None:
+        """Send a request; returns early when the container has answered without reading all of it."""
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
         for data in (memoryview("\r\n".join(lines).encode("latin-1")), memoryview(body)):
             self._send_all(data)
 

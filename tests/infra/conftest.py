@@ -17,12 +17,21 @@ ENDPOINT = "demo"
 
 
 @contextlib.contextmanager
-def closing_client(emulator: Emulator, **extra: Any) -> Iterator[Any]:
-    """An unmodified boto3 client of `emulator`, without retries, closed at the end."""
+def closing_client(
+    emulator: Emulator, service: str = "sagemaker-runtime", *, unchecked: bool = False, **extra: Any
+) -> Iterator[Any]:
+    """An unmodified boto3 client of `emulator`, without retries, closed at the end.
+
+    `unchecked`: it sends what its own checks would refuse.
+    """
     config = Config(
-        retries={"total_max_attempts": 1}, read_timeout=20, connect_timeout=5, max_pool_connections=80
+        retries={"total_max_attempts": 1},
+        read_timeout=20,
+        connect_timeout=5,
+        max_pool_connections=80,
+        parameter_validation=not unchecked,
     )
-    client = boto3.client("sagemaker-runtime", config=config, **{**emulator.boto3_arguments(), **extra})
+    client = boto3.client(service, config=config, **{**emulator.boto3_arguments(), **extra})
     try:
         yield client
     finally:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -31,12 +32,18 @@ Script = Callable[[Received, socket.socket], None]
 class ScriptedContainer:
     """Runs `script` for each request, each on its own connection; a context manager."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, unix: Path | None = None) -> None:
         self.script = script
         self.requests: list[Received] = []
         self.failures: list[BaseException] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        if unix is None:
+            self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+            self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        else:
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.bind(str(unix))
+            self._listener.listen()
+            self.address = f"unix:{unix}"
         self._threads: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
@@ -67,7 +74,8 @@ class ScriptedContainer:
     def _answer(self, connection: socket.socket) -> None:
         with connection:
             connection.settimeout(10)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if connection.family != socket.AF_UNIX:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 request = _read(connection)
                 if request is not None:

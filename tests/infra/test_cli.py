@@ -18,7 +18,7 @@ from typing import Any
 import boto3
 import pytest
 
-from infra import doctor, serving
+from infra import serving
 from infra.cli import app, main
 from infra.emulator import Emulator
 from infra.report import CommandError, ExitCode
@@ -203,7 +203,15 @@ def test_emulate_prints_what_a_shell_needs_and_ends_on_sigterm() -> None:
         assert process.stdout.read() == ""
 
 
-def test_emulate_as_json_prints_one_object_and_ctrl_c_exits_with_130() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell's background job ignores Ctrl-C, and so would every child of a test run started as one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_emulate_as_json_prints_one_object_and_ctrl_c_exits_with_130(interruptible: None) -> None:
     with ScriptedContainer(reply(CHAT)) as container, emulating(container, "--json", "--strict") as process:
         started = json.loads(first_line(process))
         assert started["ok"] is True
@@ -298,6 +306,31 @@ def test_the_server_gets_no_aws_variable_and_the_options_as_settings(tmp_path: P
     assert caught.value.code == ExitCode.USAGE
 
 
+def test_a_server_on_a_socket_is_called_through_an_emulator_or_directly(
+    strongroom: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "http.sock"
+    with ScriptedContainer(reply(CHAT), path) as container, emulator(container) as url:
+        assert container.address == f"unix:{path}"
+        assert strongroom("invoke", "--endpoint-url", url, "--prompt", "x").stdout == "Paris\n"
+        direct = strongroom("invoke", "--endpoint-url", container.address, "--prompt", "x")
+        assert (direct.returncode, direct.stdout) == (0, "Paris\n"), direct.stderr
+        assert [request.headers["host"] for request in container.requests] == ["localhost"] * 2
+        container.script = stream(events("Pa", "ris"), gap_s=0.02)
+        told = strongroom(
+            "invoke", "--endpoint-url", container.address, "--prompt", "x", "--stream", "--json"
+        )
+        assert (document(told)["result"]["text"], document(told)["result"]["parts"]) == ("Paris", 3)
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "kind"), [("unix:s", 2, "bad_argument"), ("unix:/no/s", 4, "ModelError")]
+)
+def test_a_socket_that_cannot_be_called_is_said_so(strongroom: Run, url: str, code: int, kind: str) -> None:
+    done = strongroom("invoke", "--endpoint-url", url, "--prompt", "x", "--json")
+    assert (done.returncode, document(done)["error"]["kind"]) == (code, kind)
+
+
 def test_serve_becomes_the_server_with_the_same_process_id(tmp_path: Path) -> None:
     """A stand-in package on the path shows what the real one is given."""
     package = tmp_path / "sagemaker_entry"
@@ -334,28 +367,3 @@ def test_doctor_reports_each_check_and_fails_when_one_fails(strongroom: Run, tmp
     assert checks[f"port {port}"]["hint"]
     assert checks["model"]["ok"] is True
     assert (done.returncode, found["ok"]) == (1, False)
-
-
-def test_doctor_looks_at_the_model(tmp_path: Path) -> None:
-    assert not doctor.check_model(tmp_path / "gone", None).ok
-    assert not doctor.check_model(tmp_path, None).ok
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
-    assert "config.json" in doctor.check_model(tmp_path, None).detail
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    assert doctor.check_model(tmp_path, 100).ok
-    assert not doctor.check_model(tmp_path, 99).ok
-
-
-def test_doctor_reads_memory_within_the_cgroups_limit(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n", encoding="ascii")
-    assert doctor.available_memory_bytes(meminfo, tmp_path) == 8000 * 1024
-    (tmp_path / "memory.current").write_text("1000\n", encoding="ascii")
-    (tmp_path / "memory.max").write_text("max\n", encoding="ascii")
-    assert doctor.available_memory_bytes(meminfo, tmp_path) == 8000 * 1024
-    (tmp_path / "memory.max").write_text("5000\n", encoding="ascii")
-    assert doctor.available_memory_bytes(meminfo, tmp_path) == 4000
-    assert doctor.available_memory_bytes(tmp_path / "none", tmp_path) is None
-    assert not doctor.check_memory(None).ok
-    assert not doctor.check_memory(doctor.MEMORY_BYTES - 1).ok
-    assert doctor.check_memory(doctor.MEMORY_BYTES).ok

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from infra.emulator import Limits
 from tests.infra.calls import invoke, raw_request, refused
-from tests.infra.conftest import Bench
+from tests.infra.conftest import ENDPOINT, Bench
 from tests.infra.scripted import (
     Received,
     chunk,
@@ -70,7 +70,6 @@ def test_the_container_gets_the_headers_of_the_table_and_no_other(bench: Start) 
         CustomAttributes="a=b",
         InferenceId="id 1",
         SessionId="s1",
-        TargetModel="m.tar.gz",
         TargetVariant="AllTraffic",
         TargetContainerHostname="h1",
         EnableExplanations="`true`",
@@ -84,14 +83,48 @@ def test_the_container_gets_the_headers_of_the_table_and_no_other(bench: Start) 
         "x-amzn-sagemaker-custom-attributes": "a=b",
         "x-amzn-sagemaker-inference-id": "id 1",
         "x-amzn-sagemaker-session-id": "s1",
-        "x-amzn-sagemaker-target-model": "m.tar.gz",
         "x-amzn-sagemaker-target-variant": "AllTraffic",
         "x-amzn-sagemaker-target-container-hostname": "h1",
         "x-amzn-sagemaker-enable-explanations": "`true`",
         "x-amzn-sagemaker-prefix-aware-id": "p1",
+        "x-amzn-sagemaker-forwarded-api": "InvokeEndpoint",
         "content-length": "2",
         "connection": "close",
     }
+
+
+def test_a_caller_cannot_say_which_operation_it_called(bench: Start) -> None:
+    here = bench(reply())
+    name = "X-Amzn-SageMaker-Forwarded-Api"
+
+    def add(request: Any, **_: Any) -> None:
+        request.headers.add_header(name, "InvokeEndpointWithResponseStream")
+
+    here.client.meta.events.register("before-sign.*", add)
+    invoke(here)
+    assert here.container.requests[0].headers[name.lower()] == "InvokeEndpoint"
+
+
+def test_a_target_model_is_refused_by_an_endpoint_of_one_model(bench: Start) -> None:
+    here = bench(reply())
+    assert "not a multi-model endpoint" in refused(here, TargetModel="m.tar.gz")["Error"]["Message"]
+    assert here.container.requests == []
+
+
+@pytest.mark.parametrize("name", ["CustomAttributes", "InferenceId", "SessionId", "PrefixAwareId"])
+def test_a_value_at_the_limit_passes(bench: Start, name: str) -> None:
+    limits = {"CustomAttributes": 1024, "InferenceId": 64, "SessionId": 256, "PrefixAwareId": 64}
+    here = bench(reply())
+    assert invoke(here, **{name: "x" * limits[name]})["Body"].read() == b"{}"
+
+
+def test_a_session_is_used_but_not_opened_over_the_stream_operation(bench: Start) -> None:
+    here = bench(reply())
+    operation = here.client.invoke_endpoint_with_response_stream
+    assert list(operation(EndpointName=ENDPOINT, Body=b"{}", SessionId="abc")["Body"])
+    with pytest.raises(ClientError) as caught:
+        operation(EndpointName=ENDPOINT, Body=b"{}", SessionId="NEW_SESSION")
+    assert caught.value.response["Error"]["Code"] == "ValidationError"
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,7 @@ def test_the_emulator_listens_on_the_loopback_address_only(bench: Start) -> None
 @pytest.mark.parametrize(
     ("upstream", "endpoint"),
     [("nohost", "demo"), (":1", "demo"), ("h:0", "demo"), ("h:70000", "demo"), ("h:x", "demo")]
+    + [("unix:", "demo"), ("unix:run/s", "demo"), ("/run/s", "demo")]
     + [("h:1", name) for name in ("", "-a", "a-", "a_b", "x" * 64, "a/b")],
 )
 def test_malformed_upstreams_and_names_are_refused(upstream: str, endpoint: str) -> None:
