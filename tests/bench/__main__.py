@@ -1,4 +1,4 @@
-"""The verbs of `scripts/bench`: serve, peers, compare.
+"""The verbs of `scripts/bench`: serve, peers, compare, gpu.
 
 Owns: the command line, where a result goes, what the terminal shows. Must not know: how anything is measured.
 The last line of stdout is one compact JSON document.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.progress import progress, say
-from tests.bench import compare, machine, peers, plots, report, seeded, serve
+from tests.bench import compare, gpu, machine, peers, plots, report, seeded, serve
 from tests.bench.protocol import ROOT
 from tests.bench.rounds import FOREIGN_LIMIT
 
@@ -27,6 +27,8 @@ FEWEST_ROUNDS = 3  # medians of fewer are not stated
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns 1 when an engine of ours failed or nothing could be measured."""
     options = parse(arguments)
+    if options.verb == "gpu":
+        return on_device(options)
     plan = plan_of(options)
     if options.verb == "serve":
         document = serve.run(plan, say)
@@ -42,8 +44,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document["result"] = str(folder.relative_to(ROOT)) if folder.is_relative_to(ROOT) else folder.name
     show(document)
     document["ok"] = ok(document)
-    keys = ("ok", "verb", "model", "date", "versions", "summary", "ratios", "terms", "failures", "result")
+    keys = ("ok", "verb", "model", "date", "versions", "summary", "ratios", "bounds", "terms")
+    keys += ("failures", "result")
     print(report.last_line({**document, "terms": terms_of(document)}, keys))
+    return 0 if document["ok"] else 1
+
+
+def on_device(options: argparse.Namespace) -> int:
+    """Run the device's parts; returns 1 when none of them gave figures."""
+    document = gpu.run(options.device, tiny=options.tiny, told=say)
+    folder = options.out or (QUICK_RESULTS if options.tiny else RESULTS) / f"gpu-{options.device}"
+    report.write(folder, document)
+    document["plots"] = gpu.draw(folder, document)
+    print(gpu.table(document))
+    document["ok"] = bool(document["sections"]) and not document["failures"]
+    keys = ("ok", "verb", "device", "date", "versions", "verdicts", "seconds", "failures")
+    print(report.last_line(document, keys))
     return 0 if document["ok"] else 1
 
 
@@ -72,9 +88,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     made["peers"].add_argument(
         "--peers", type=_names(tuple(peers.PEERS)), default=peers.USUAL, help=f"of {','.join(peers.PEERS)}"
     )
+    device = verbs.add_parser("gpu", help="all that needs an accelerator, within 8 minutes of its time")
+    device.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    device.add_argument("--tiny", action="store_true", help="smallest sizes: does it work at all")
+    device.add_argument("--out", type=Path, help="folder of the result; default: under tests/bench/results")
     made["compare"].add_argument("a", help="a commit")
     made["compare"].add_argument("b", help="the commit it is measured against")
     options = parser.parse_args(arguments)
+    if options.verb == "gpu":
+        return options
     asked = (options.model or "").removeprefix(SEEDED)
     if asked != (options.model or "") and asked not in seeded.SHAPES:
         parser.error(f"--model: no such seeded model; choose {_seeded()}")

@@ -7,14 +7,18 @@ Invariant: a peer that cannot be had here is named with the reason, and the rest
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.bench import workloads
 from tests.bench.environments import SetupFailed
-from tests.bench.report import against
+from tests.bench.memory_read import read_gb_s
+from tests.bench.prepared import ready
+from tests.bench.report import against, good
 from tests.bench.rounds import Contestant, Fleet, Say, interleaved, starts
 from tests.bench.serve import Plan, jobs, ours
 
@@ -69,13 +73,19 @@ def prepare(names: Sequence[str], model: Path, say: Say) -> tuple[list[Contestan
 def run(plan: Plan, names: Sequence[str], say: Say) -> dict[str, Any]:
     """Measure and return the parts of the document: records, told, ratios, failures."""
     theirs, failures = prepare(names, plan.model, say)
-    own = [ours(plan.model, quantize) for quantize in plan.quantize]
+    models = {quantize: ready(plan.model, quantize, say) for quantize in plan.quantize}
+    own = [ours(model, quantize) for quantize, model in models.items()]
     text = workloads.read_text(plan.model)
     wanted = jobs(plan.workloads, text, quick=plan.quick)
     with Fleet(plan.logs, text, say) as fleet:
-        records = list(interleaved(fleet, [*own, *theirs], wanted, plan.rounds, say, plan.repeats))
+        records = []
+        for record in interleaved(fleet, [*own, *theirs], wanted, plan.rounds, say, plan.repeats):
+            if record["workload"] == "W1" and record["engine"] in {one.name for one in own}:
+                # right beside the run that it bounds; no engine computes now
+                record["memory_read_gb_s"] = round(read_gb_s(len(os.sched_getaffinity(0))), 2)
+            records.append(record)
         told = fleet.told
-    served = [ours(plan.model, quantize, http=True) for quantize in plan.quantize]
+    served = [ours(model, quantize, http=True) for quantize, model in models.items()]
     if "W7" in plan.workloads:
         records += starts([*served, *theirs], plan.logs, plan.rounds, say, plan.repeats)
     for record in records:
@@ -87,4 +97,33 @@ def run(plan: Plan, names: Sequence[str], say: Say) -> dict[str, Any]:
         for b in theirs
         if (ratios := against(records, a.name, b.name))
     }
-    return {"records": records, "told": told, "ratios": pairs, "failures": failures}
+    return {
+        "records": records,
+        "told": told,
+        "ratios": pairs,
+        "bounds": {one.name: bound for one in own if (bound := memory_bound(records, told, one.name))},
+        "failures": failures,
+    }
+
+
+def memory_bound(
+    records: Sequence[dict[str, Any]], told: Mapping[str, Any], engine: str
+) -> dict[str, Any] | None:
+    """Return what memory allows `engine` in W1 and which share of it is reached; None where it is not known.
+
+    Each token reads the weights of a step once; the keys and values of 192 positions are left out.
+    """
+    step_bytes = told.get(engine, {}).get("about", {}).get("step_bytes")
+    rounds = [record for record in good(records, engine, "W1") if "memory_read_gb_s" in record]
+    if not step_bytes or not rounds:
+        return None
+    bounds = [record["memory_read_gb_s"] * 1e9 / step_bytes for record in rounds]
+    reached = [r["figures"]["decode_tok_s"] / bound for r, bound in zip(rounds, bounds, strict=True)]
+    return {
+        "step_mib": round(step_bytes / 2**20, 1),
+        "read_gb_s": median(record["memory_read_gb_s"] for record in rounds),
+        "bound_tok_s": round(median(bounds), 1),
+        "reached": round(median(reached), 4),
+        "least": round(min(reached), 4),
+        "most": round(max(reached), 4),
+    }

@@ -153,7 +153,7 @@ def last_line(document: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def extras(document: dict[str, Any]) -> list[str]:
-    """Return the tables of W5 (by load), W6 (fitted terms) and W7 (phases), those there are."""
+    """Return W1's bound and the tables of W5 (by load), W6 (fitted terms) and W7 (phases), where there."""
     made = []
     for engine, curve in document.get("open_loop", {}).items():
         names = ["load", "output_tok_s", "goodput_tok_s", "refused", "failed"]
@@ -173,6 +173,12 @@ def extras(document: dict[str, Any]) -> list[str]:
             made.append(
                 f"engine's own part of a step, {engine}: {own:.2%} of {whole:.1f} ms at {share['sequences']}"
             )
+    for engine, bound in document.get("bounds", {}).items():
+        made.append(
+            f"W1, {engine}: {bound['reached']:.2f} ({bound['least']:.2f}-{bound['most']:.2f}) of the"
+            f" {bound['bound_tok_s']:.0f} tok/s that reading {bound['step_mib']:.0f} MiB a token allows at"
+            f" {bound['read_gb_s']:.1f} GB/s"
+        )
     for engine, used in document.get("idle", {}).items():
         made.append(f"idle, {engine}: {used:.2%} of one CPU")
     for engine, starts in document.get("starts", {}).items():

@@ -7,7 +7,6 @@ Must not know: peers.
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from typing import Any
 
 from tests.bench import cost, workloads
 from tests.bench.figures import figures, open_loop
-from tests.bench.foreign import sample
+from tests.bench.foreign import run_s, tree
+from tests.bench.prepared import kv_mib, ready
 from tests.bench.protocol import EngineLost
 from tests.bench.report import against
 from tests.bench.rounds import (
@@ -42,6 +42,7 @@ BURST_REQUESTS = 32  # sent at once to find the capacity that loads are multiple
 STEPS_LIMIT_S = 3600.0
 SHARE_SEQUENCES = 64  # at which the engine's own part of a step is stated
 IDLE_S = 10.0  # an endpoint that nobody asks is watched for so long
+IDLE_AFTER_S = 10.0  # what a start leaves to be done in the background is no idling
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ def ours(model: Path, quantize: str, *, http: bool = False) -> Contestant:
     """Return our engine with one quantization, in process or behind its endpoint."""
     name = f"strongroom {quantize}" + (" http" if http else "")
     module = "ours_http" if http else "ours"
-    options = {"quantize": quantize}
-    return Contestant(name, module, Path(sys.executable), model, options, pauses=not http)
+    options = {"quantize": quantize, "kv_mib": kv_mib(model)}
+    notes = "memory for keys and values as the largest workload needs it"
+    if (model / "parts").is_dir():
+        notes += "; made ready beforehand"
+    return Contestant(name, module, Path(sys.executable), model, options, pauses=not http, notes=notes)
 
 
 def jobs(names: Sequence[str], text: Text, *, quick: bool) -> list[Job]:
@@ -90,8 +94,9 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
         "idle": {},
         "failures": {},
     }
-    inside = [ours(plan.model, quantize) for quantize in plan.quantize]
-    outside = [ours(plan.model, quantize, http=True) for quantize in plan.quantize]
+    models = {quantize: ready(plan.model, quantize, say) for quantize in plan.quantize}
+    inside = [ours(model, quantize) for quantize, model in models.items()]
+    outside = [ours(model, quantize, http=True) for quantize, model in models.items()]
     with Fleet(plan.logs, text, say) as fleet:
         closed = jobs([name for name in plan.workloads if name in IN_PROCESS], text, quick=plan.quick)
         only_inside = [job for job in closed if job.name != "W3"]
@@ -201,8 +206,9 @@ def _idle(fleet: Fleet, one: Contestant, plan: Plan, say: Say) -> float:
     """Return the share of one CPU that a healthy endpoint uses while nobody asks anything."""
     child = fleet.ready(one)
     say(f"watching {one.name} do nothing")
-    wait_s = 1.0 if plan.quick else IDLE_S
-    before, began_s = [sample(root).own for root in child.roots], time.perf_counter()
+    settle_s, wait_s = (0.0, 1.0) if plan.quick else (IDLE_AFTER_S, IDLE_S)
+    time.sleep(settle_s)
+    pids = set[int]().union(*(tree(root) for root in child.roots))
+    before_s, began_s = run_s(pids), time.perf_counter()
     time.sleep(wait_s)
-    used = sum(sample(root).own for root in child.roots) - sum(before)
-    return used / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - began_s)
+    return (run_s(pids) - before_s) / (time.perf_counter() - began_s)

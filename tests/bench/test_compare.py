@@ -11,6 +11,7 @@ import pytest
 from tests.bench import compare
 from tests.bench.environments import SetupFailed
 from tests.bench.serve import Plan
+from tests.bench.tiny_model import write_checkpoint
 
 
 def silent(_: str) -> None:
@@ -87,7 +88,7 @@ def test_each_side_imports_its_own_build_before_anything_else(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare, "build", lambda where, python: where.with_name("built"))
-    plan = Plan(tmp_path, ("none", "int8-block"), ("W1",), 3, False, tmp_path)
+    plan = Plan(write_checkpoint(tmp_path / "tiny"), ("none", "int8-block"), ("W1",), 3, False, tmp_path)
     with compare.checkout("HEAD", tmp_path / "a") as where:
         sides = compare.contestants(plan, "A", where, silent)
         assert [one.name for one in sides] == ["A none", "A int8-block"]

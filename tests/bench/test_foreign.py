@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.bench.foreign import (
     machine_ticks,
     memory_mib,
     process_fields,
+    run_s,
     sample,
     tree,
 )
@@ -102,3 +104,25 @@ def test_a_busy_child_of_ours_is_not_foreign() -> None:
     # 0.3 s of its own is at least 25 ticks at the usual 100 a second
     assert after.own - before.own >= 25
     assert 0.0 <= foreign_share(before, after) <= 1.0
+
+
+def test_what_threads_ran_is_counted_to_the_nanosecond_and_one_that_ended_is_left_out(tmp_path: Path) -> None:
+    for task, text in ((7, "1500000000 9 9\n"), (8, "250000001 9 9\n")):
+        folder = tmp_path / "7" / "task" / str(task)
+        folder.mkdir(parents=True)
+        (folder / "schedstat").write_text(text)
+    (tmp_path / "7" / "task" / "9").mkdir()
+    assert run_s([7, 99], tmp_path) == 1.750000001
+
+
+def test_a_process_that_works_runs_and_one_that_sleeps_does_not() -> None:
+    def ran(code: str) -> float:
+        with subprocess.Popen([sys.executable, "-I", "-c", code], stdin=subprocess.PIPE) as child:
+            before = 0.0
+            while (now := run_s([child.pid])) != before or not now:  # it has come to its sleep
+                before = now
+                time.sleep(0.3)
+            child.terminate()
+        return before
+
+    assert ran("sum(range(20_000_000)); import time; time.sleep(60)") > 2 * ran("import time; time.sleep(60)")

@@ -75,6 +75,7 @@ def test_what_is_too_short_to_mean_anything_stays_out_of_the_repository(tmp_path
 
 
 def test_our_endpoint_whose_supervisor_knows_a_hang_is_not_paused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
     assert serve.ours(tmp_path, "none").pauses
     assert not serve.ours(tmp_path, "none", http=True).pauses
 

@@ -1,4 +1,4 @@
-"""Our engine in process: container.engine.engine.Engine over container.model.build.build_runner.
+"""Our engine in process: container.engine.engine.Engine over container.model.start.build_runner.
 
 Owns: the loop that a rank's host runs, without sockets and with a clock. Must not know: other engines, HTTP.
 The one file here, with `ours_steps`, that reaches into the rooms: tests/test_arrows.py says so.
@@ -21,7 +21,9 @@ from tests.bench.workloads import WINDOW_TOKENS, Request
 
 CONNECTION = 1
 SHARE_PROMPT, SHARE_OUTPUT = 32, 48  # tokens: mostly steps in which every sequence decodes
-KNOWN = {"quantize", "dtype", "threads", "running_limit", "step_tokens", "sequence_tokens", "kv_mib"}
+MODEL_SETTINGS = {"quantize", "dtype", "kv_dtype", "threads"}
+KNOWN = MODEL_SETTINGS | {"running_limit", "step_tokens", "sequence_tokens", "kv_mib"}
+PARTS = "parts"  # what was made of the model beforehand lies there
 
 
 class Ours:
@@ -48,6 +50,8 @@ class Ours:
             "dtype": facts.dtype,
             "native": native_libraries(),
         }
+        if facts.operators == "fused":
+            about["step_bytes"] = self._runner.packed.step_bytes
         return {"about": about, "phases": facts.seconds}
 
     def run(self, requests: Sequence[Request]) -> list[Timed]:
@@ -80,7 +84,7 @@ class Ours:
 
         self.close()
         batch, context = max(b for b, _ in points), max(c for _, c in points)
-        wide = {"running_limit": batch, "sequence_tokens": context + ROOM}
+        wide = {"running_limit": batch, "sequence_tokens": context + ROOM, "kv_mib": None}
         self._runner, _ = build(self._options | wide, self._model, prefix_cache=False)
         return measure(self._runner, points)
 
@@ -90,7 +94,7 @@ class Ours:
         from tests.bench.drivers.ours_steps import Watched, share_of
 
         self.close()
-        wide = {"running_limit": sequences, "sequence_tokens": 512}
+        wide = {"running_limit": sequences, "sequence_tokens": 512, "kv_mib": None}
         self._runner, _ = build(self._options | wide, self._model)
         watched = Watched(self._runner)
         self._engine = Engine(watched, EngineLimits(waiting=4096, waiting_s=3600.0))
@@ -119,13 +123,16 @@ def native_libraries() -> list[str]:
 
 def build(options: dict[str, Any], model: str, *, prefix_cache: bool = True) -> tuple[Any, Any]:
     """Return runner and facts for `options`, named as the fields of RunnerConfig; raises ValueError."""
-    from container.model.build import build_runner
     from container.model.shape import RunnerConfig
     from container.model.source import DirectorySource
+    from container.model.start import build_runner
 
     if unknown := set(options) - KNOWN:
         raise ValueError(f"unknown options: {', '.join(sorted(unknown))}")
-    config = RunnerConfig(prefix_cache=prefix_cache, **options)
+    parts = Path(model, PARTS)
+    config = RunnerConfig(
+        prefix_cache=prefix_cache, parts_dir=str(parts) if parts.is_dir() else None, **options
+    )
     return build_runner(config, DirectorySource(Path(model)), lambda phase: None)
 
 
