@@ -1,4 +1,4 @@
-"""The demo: a real instruct model served through the SageMaker contract to a real boto3 client.
+"""The demo: a real instruct model, sealed and served through the SageMaker contract to a real boto3 client.
 
 Owns: the story told on the terminal and the JSON document at its end.
 Must not know: anything but the endpoint's URL once it runs.
@@ -7,7 +7,9 @@ Must not know: anything but the endpoint's URL once it runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from infra.emulator.server import Emulator
 from scripts.demo_model import ensure_checkpoint
+from scripts.demo_package import ensure_ready, sealed
 from scripts.endpoint import ROOT, Endpoint
 from scripts.progress import progress, say
 
@@ -75,42 +78,84 @@ def stream(client: Any, name: str) -> dict[str, Any]:
     }
 
 
+def calls(upstream: str) -> dict[str, Any]:
+    """Put the local runtime in front of `upstream`, make both calls and return what they gave."""
+    with Emulator(upstream=upstream, endpoint="demo") as runtime:
+        import boto3
+
+        client = boto3.client("sagemaker-runtime", **runtime.boto3_arguments())
+        say(f"boto3 invoke_endpoint: {QUESTION}")
+        answer = ask(client, "demo")
+        say(f"reply: {answer['reply']}")
+        say("boto3 invoke_endpoint_with_response_stream")
+        return {**answer, **stream(client, "demo")}
+
+
+def sound(given: dict[str, Any]) -> bool:
+    """Return whether the answer is right and the stream was one."""
+    return "Paris" in given["reply"] and given["time_to_first_token_s"] < given["last_part_s"]
+
+
+def on_this_machine(model_dir: Path, *, plain: bool) -> tuple[bool, dict[str, Any]]:
+    """Serve with this checkout, sealed unless `plain`; return whether all went well, and the report."""
+    environment: dict[str, str] = {}
+    facts: dict[str, Any] = {"sealed": not plain}
+    with contextlib.ExitStack() as stack:
+        if not plain:
+            with progress("sealing the model") as told:
+                ready = ensure_ready(model_dir, told)
+                package = stack.enter_context(sealed(ready, "smollm2-135m-instruct", told))
+            model_dir, environment = package.path, package.environment
+            megabytes = package.sealed_bytes / 1e6
+            say(f"{megabytes:.0f} MB: {package.sealed_s:.1f} s to seal, {package.verified_s:.1f} s to verify")
+            facts |= {"seal_s": round(package.sealed_s, 2), "verify_s": round(package.verified_s, 2)}
+        say("starting the server")
+        endpoint = stack.enter_context(Endpoint(model_dir, environment=environment, progress=say))
+        say(f"healthy after {endpoint.start_s:.1f} s; putting the local SageMaker runtime in front of it")
+        given = calls(endpoint.upstream)
+        stopped = endpoint.stop()
+    return sound(given) and stopped == 0, {
+        **facts,
+        **given,
+        "start_s": round(endpoint.start_s, 2),
+        "server_exit": stopped,
+    }
+
+
 def main() -> int:
     """Run the demo; the last line of stdout is one JSON document."""
     parser = argparse.ArgumentParser(
         prog="scripts/demo", description=__doc__.splitlines()[0] if __doc__ else None
     )
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the converted checkpoint is kept")
+    parser.add_argument("--plain", action="store_true", help="serve the checkpoint as it is, not sealed")
+    parser.add_argument(
+        "--image",
+        nargs="?",
+        const="",
+        metavar="TAG",
+        help="serve the checkpoint with the hardened image; without a tag it is built where it is missing",
+    )
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what it made goes with it
     began = time.monotonic()
     say("the model is SmolLM2-135M-Instruct (Apache-2.0), carried by an installed package")
     with progress("preparing the model") as told:
         model_dir = ensure_checkpoint(options.cache, told)
-    say("starting the server")
-    with Endpoint(model_dir, progress=say) as endpoint:
-        say(f"healthy after {endpoint.start_s:.1f} s; putting the local SageMaker runtime in front of it")
-        with Emulator(upstream=f"127.0.0.1:{endpoint.port}", endpoint="demo") as runtime:
-            import boto3
+    if options.image is None:
+        ok, report = on_this_machine(model_dir, plain=options.plain)
+    else:
+        from scripts import demo_image
 
-            client = boto3.client("sagemaker-runtime", **runtime.boto3_arguments())
-            say(f"boto3 invoke_endpoint: {QUESTION}")
-            answer = ask(client, "demo")
-            say(f"reply: {answer['reply']}")
-            say("boto3 invoke_endpoint_with_response_stream")
-            streamed = stream(client, "demo")
-        stopped = endpoint.stop()
-    ok = (
-        "Paris" in answer["reply"]
-        and streamed["time_to_first_token_s"] < streamed["last_part_s"]
-        and stopped == 0
-    )
+        try:
+            ok, report = demo_image.in_the_image(model_dir, options.image, calls, sound)
+        except demo_image.FAILURES as error:
+            print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
+            return 3
     report = {
         "ok": ok,
         "model": "SmolLM2-135M-Instruct",
-        **answer,
-        **streamed,
-        "start_s": round(endpoint.start_s, 2),
-        "server_exit": stopped,
+        **report,
         "total_s": round(time.monotonic() - began, 1),
     }
     print(json.dumps(report, ensure_ascii=False, separators=(",", ":")))

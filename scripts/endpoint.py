@@ -20,10 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from infra.emulator.registry import parse_address
+from infra.emulator.upstream import Address, connect
+
 ROOT = Path(__file__).parent.parent
 START_LIMIT_S = 240.0  # SageMaker's default window for the first healthy ping
 STOP_LIMIT_S = 28.0  # SageMaker kills at 30 s
 PING_EVERY_S = 0.1
+PING_S = 2.0  # the platform's own patience
 
 
 def free_port() -> int:
@@ -34,10 +38,11 @@ def free_port() -> int:
         return port
 
 
-def ping(port: int) -> tuple[int, str]:
+def ping(address: Address) -> tuple[int, str]:
     """Return status and load phase (or "") of GET /ping; status 0 when nobody answers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    connection = http.client.HTTPConnection("localhost", timeout=PING_S)
     try:
+        connection.sock = connect(address, PING_S)
         connection.request("GET", "/ping")
         reply = connection.getresponse()
         body = reply.read()
@@ -53,7 +58,7 @@ def ping(port: int) -> tuple[int, str]:
 
 
 class Endpoint:
-    """A running server on loopback.
+    """A running server on loopback, or on a Unix socket where `environment` says so.
 
     Raises RuntimeError when it exits or does not become healthy within START_LIMIT_S.
     """
@@ -67,18 +72,21 @@ class Endpoint:
         progress: Callable[[str], None] = lambda _: None,
         log: IO[str] | None = None,
     ) -> None:
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        listen = (environment or {}).get("STRONGROOM_LISTEN")
+        self.port = 0 if listen else port or free_port()
+        self.url = listen or f"http://127.0.0.1:{self.port}"
+        self.upstream = listen or f"127.0.0.1:{self.port}"  # as an emulator takes it
         self.start_s = 0.0
         self._progress = progress
         self._log = log  # where the server writes; None: to our stderr
         self._environment = {
             "STRONGROOM_MODEL": str(model_dir),
             "STRONGROOM_SERVED_NAME": "smollm2-135m-instruct",
-            "STRONGROOM_HOST": "127.0.0.1",
-            "STRONGROOM_PORT": str(self.port),
+            **({} if listen else {"STRONGROOM_HOST": "127.0.0.1", "STRONGROOM_PORT": str(self.port)}),
             **(environment or {}),
         }
+        if "STRONGROOM_KEY" not in self._environment:  # what comes without a key is served as it lies there
+            self._environment.setdefault("STRONGROOM_ALLOW_PLAINTEXT", "on")
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Endpoint:
@@ -104,7 +112,7 @@ class Endpoint:
         assert self.process is not None
         said = ""
         while time.monotonic() - began < START_LIMIT_S:
-            status, phase = ping(self.port)
+            status, phase = ping(parse_address(self.upstream))
             if status == 200:
                 return
             if phase and phase != said:

@@ -9,20 +9,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from infra.image import seccomp
+from infra.templates import page, render
 from sagemaker_entry.reference import errors_page, settings_page
 
 ROOT = Path(__file__).parent.parent
 PAGES: dict[str, Callable[[], str]] = {
     "sagemaker_entry/SETTINGS.md": settings_page,
     "sagemaker_entry/ERRORS.md": errors_page,
+    "infra/README.md": page.page,
+    "infra/airgap/run/seccomp.json": seccomp.text,
+    **render.pages(),
 }
 
 
 def main() -> int:
     """Return 1 with the stale pages on stderr when `--check` is given and one differs."""
     stale = []
-    for name, render in PAGES.items():
-        path, text = ROOT / name, render()
+    for name, make in PAGES.items():
+        path, text = ROOT / name, make()
         if "--check" in sys.argv:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 stale.append(name)
