@@ -44,21 +44,22 @@ class Sealed:
     sealed_bytes: int
 
 
+def makers_digest() -> str:
+    """Return eight hexadecimal digits that change with what decides how a decoder is stored."""
+    return hashlib.sha256(b"".join((ROOT / "container" / name).read_bytes() for name in MAKERS)).hexdigest()[
+        :8
+    ]
+
+
 def ensure_ready(checkpoint: Path, told: Told) -> Path:
     """Return a directory of the model in `checkpoint` with its ready decoder, made the first time."""
-    makers = b"".join((ROOT / "container" / name).read_bytes() for name in MAKERS)
-    copy = checkpoint.with_name(f"{checkpoint.name}-ready-{hashlib.sha256(makers).hexdigest()[:8]}")
+    copy = checkpoint.with_name(f"{checkpoint.name}-ready-{makers_digest()}")
     if copy.exists():
         return copy
     unfinished = Path(tempfile.mkdtemp(prefix=f".{copy.name}.", dir=copy.parent))
     try:
-        for path in checkpoint.iterdir():
-            if path.is_file():
-                _link(path, unfinished / path.name)
         told("making its decoder ready (once)", 0.9)
-        words = ("--model", str(unfinished), "--tensor-parallel", "1", "--quantize", SCHEME)
-        command = [sys.executable, "-m", "container.model.parts", *words]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - ours
+        make_ready(checkpoint, unfinished)
         unfinished.rename(copy)
     except OSError:
         if not copy.exists():  # else another run was faster
@@ -66,6 +67,21 @@ def ensure_ready(checkpoint: Path, told: Told) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return copy
+
+
+def make_ready(checkpoint: Path, folder: Path) -> None:
+    """Fill the empty `folder` with the files of `checkpoint` and their ready decoder.
+
+    Raises subprocess.CalledProcessError, with what was said to stderr, when it cannot be made.
+    """
+    for path in checkpoint.iterdir():
+        if path.is_file():
+            _link(path, folder / path.name)
+    words = ("--model", str(folder), "--tensor-parallel", "1", "--quantize", SCHEME)
+    command = [sys.executable, "-m", "container.model.parts", *words]
+    subprocess.run(  # noqa: S603 - ours
+        command, cwd=ROOT, check=True, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
 
 
 def _link(path: Path, copy: Path) -> None:

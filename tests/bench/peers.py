@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,7 @@ from typing import Any
 from tests.bench import workloads
 from tests.bench.environments import SetupFailed
 from tests.bench.memory_read import read_gb_s
-from tests.bench.prepared import ready
+from tests.bench.prepared import ready, sealed
 from tests.bench.report import against, good
 from tests.bench.rounds import Contestant, Fleet, Say, interleaved, starts
 from tests.bench.serve import Plan, jobs, ours
@@ -87,7 +88,9 @@ def run(plan: Plan, names: Sequence[str], say: Say) -> dict[str, Any]:
         told = fleet.told
     served = [ours(model, quantize, http=True) for quantize, model in models.items()]
     if "W7" in plan.workloads:
-        records += starts([*served, *theirs], plan.logs, plan.rounds, say, plan.repeats)
+        with ExitStack() as stack:
+            served += [stack.enter_context(sealed(one, say)) for one in served]
+            records += starts([*own, *served, *theirs], plan.logs, plan.rounds, say, plan.repeats)
     for record in records:
         if "error" in record:
             failures.setdefault(record["engine"], record["error"])

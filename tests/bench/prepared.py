@@ -1,48 +1,44 @@
 """Our model as a vendor ships it: made ready beforehand, as other engines' models are converted beforehand.
 
-Owns: the copy that is made ready, the memory that keys and values get. Must not know: how an engine uses it.
-Invariant: the directory that was given is never written to.
+Owns: the copy that is made ready, its sealed form, the memory that keys and values get.
+Must not know: how an engine uses it, how a package is sealed.
+Invariant: the directory that was given is never written to; what was sealed is gone when its context ends.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import sys
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench.environments import ROOT, Place, SetupFailed, key_of
+from scripts import demo_package
+from tests.bench.environments import Place, SetupFailed, key_of
+from tests.bench.rounds import Contestant
 
-SCHEME: Final = "int8-block"
 KV_TOKENS: Final = 10_240  # W3, the largest workload, has 8,672 with all 32 requests at their ends
 FLOAT32_BYTES: Final = 4
-# What makes what is stored.
-MAKERS: Final = ("model/ready_files.py", "model/ready_make.py", "kernels/blocks.py", "kernels/int8.py")
 
 
 def ready(model: Path, quantize: str, say: Callable[[str], None], root: Path | None = None) -> Path:
     """Return a directory of the model with its ready decoder, made the first time; else `model` itself."""
-    if quantize != SCHEME:
+    if quantize != demo_package.SCHEME:
         return model
     place = Place("strongroom", root)
-    makers = b"".join((ROOT / "container" / name).read_bytes() for name in MAKERS)
-    copy = place.folder / f"{key_of(model)}-{hashlib.sha256(makers).hexdigest()[:8]}"
+    copy = place.folder / f"{key_of(model)}-{demo_package.makers_digest()}"
 
     def make() -> None:
         say("making the model ready (once)")
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
-        for path in model.iterdir():
-            if path.is_file():
-                _link(path, copy / path.name)
-        words = ("--model", copy, "--tensor-parallel", "1", "--quantize", quantize)
-        place.run(
-            sys.executable, "-m", "container.model.parts", *words, environment={"PYTHONPATH": str(ROOT)}
-        )
+        try:
+            demo_package.make_ready(model, copy)
+        except subprocess.CalledProcessError as failed:
+            raise SetupFailed(str(failed.stderr)[-500:]) from failed
 
     try:
         place.once(f"ready-{copy.name}", make)
@@ -52,11 +48,15 @@ def ready(model: Path, quantize: str, say: Callable[[str], None], root: Path | N
     return copy
 
 
-def _link(path: Path, copy: Path) -> None:
-    try:
-        os.link(path, copy)
-    except OSError:  # another file system
-        shutil.copyfile(path, copy)
+@contextmanager
+def sealed(plain: Contestant, say: Callable[[str], None]) -> Iterator[Contestant]:
+    """Yield the endpoint `plain` with its model sealed under new keys, which go with the package."""
+    say(f"sealing the model of {plain.name}")
+    with demo_package.sealed(plain.model, plain.model.name, lambda stage, share: None) as package:
+        keys = {
+            name.removeprefix("STRONGROOM_").lower(): value for name, value in package.environment.items()
+        }
+        yield replace(plain, name=f"{plain.name} sealed", model=package.path, options=plain.options | keys)
 
 
 def kv_mib(model: Path) -> int:

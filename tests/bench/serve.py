@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from tests.bench import cost, workloads
 from tests.bench.figures import figures, open_loop
 from tests.bench.foreign import run_s, tree
-from tests.bench.prepared import kv_mib, ready
+from tests.bench.prepared import kv_mib, ready, sealed
 from tests.bench.protocol import EngineLost
 from tests.bench.report import against
 from tests.bench.rounds import (
@@ -97,7 +98,10 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
     models = {quantize: ready(plan.model, quantize, say) for quantize in plan.quantize}
     inside = [ours(model, quantize) for quantize, model in models.items()]
     outside = [ours(model, quantize, http=True) for quantize, model in models.items()]
-    with Fleet(plan.logs, text, say) as fleet:
+    with ExitStack() as stack, Fleet(plan.logs, text, say) as fleet:
+        started = list(outside)
+        if "W7" in plan.workloads and not plan.quick:
+            started += [stack.enter_context(sealed(one, say)) for one in outside]
         closed = jobs([name for name in plan.workloads if name in IN_PROCESS], text, quick=plan.quick)
         only_inside = [job for job in closed if job.name != "W3"]
         both = [job for job in closed if job.name == "W3"]
@@ -106,7 +110,7 @@ def run(plan: Plan, say: Say) -> dict[str, Any]:
         parts: list[tuple[str, str, list[Contestant], Callable[[Contestant], Any]]] = [
             ("W5", "open_loop", outside, lambda one: _open_loop(fleet, one, text, plan, say)),
             ("W6", "steps", inside, lambda one: _steps(fleet, one, plan, say)),
-            ("W7", "starts", outside, lambda one: _starts(fleet, one, plan, say)),
+            ("W7", "starts", started, lambda one: _starts(fleet, one, plan, say)),
             ("W7", "idle", outside, lambda one: _idle(fleet, one, plan, say)),
         ]
         for workload, key, contestants, measure in parts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +28,17 @@ def chunk(text: str) -> bytes:
 
 
 def serve_once(
-    pieces: list[bytes], requests: list[Request], status: str = "200 OK", dialect: Dialect = PLAIN
+    pieces: list[bytes],
+    requests: list[Request],
+    status: str = "200 OK",
+    dialect: Dialect = PLAIN,
+    written_s: list[float] | None = None,
 ) -> tuple[list[Timed], list[dict[str, Any]]]:
-    """Answer every request with the same body parts, 5 ms apart; return what was measured and asked."""
+    """Answer every request with the same body parts, 5 ms apart; return what was measured and asked.
+
+    `written_s` gets when the server began and wrote each part, on one clock.
+    """
+    stamps = [] if written_s is None else written_s
     bodies: list[dict[str, Any]] = []
 
     handlers: list[asyncio.Task[Any] | None] = []
@@ -41,6 +50,7 @@ def serve_once(
         bodies.append(json.loads(await reader.readexactly(size)))
         writer.write(f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         for piece in pieces:
+            stamps.append(time.perf_counter())
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(0.005)
@@ -50,6 +60,7 @@ def serve_once(
     async def both() -> list[Timed]:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         async with server:
+            stamps.append(time.perf_counter())
             got = await load(server.sockets[0].getsockname()[1], dialect, requests)
             await asyncio.gather(*filter(None, handlers))
             return got
@@ -60,9 +71,13 @@ def serve_once(
 def test_pieces_are_timed_as_they_come_and_totals_are_exact() -> None:
     pieces = [chunk('data: {"t":"a"}\n\n'), chunk('data: {"t":""}\n\n'), chunk('data: {"t":"b"}\n\n')]
     pieces += [chunk('data: {"t":"","total":5}\n\ndata: [DONE]\n\n'), b"0\r\n\r\n"]
-    got, bodies = serve_once(pieces, [Request((1,), 5)])
-    assert [count for _, count in got[0].events] == [1, 4]
-    assert got[0].events[1][0] - got[0].events[0][0] >= 0.008
+    written_s: list[float] = []
+    got, bodies = serve_once(pieces, [Request((1,), 5)], written_s=written_s)
+    (first_s, first), (last_s, rest) = got[0].events
+    assert (first, rest) == (1, 4)
+    began_s, *written_s = written_s
+    assert last_s >= written_s[2] - written_s[0] >= 0.01  # not before it was written
+    assert first_s < written_s[-1] - began_s  # and not only at the end
     assert bodies == [{"n": 5}]
 
 

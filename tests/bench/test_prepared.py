@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from tests.bench import prepared, workloads
+from tests.bench.rounds import Contestant
 from tests.bench.tiny_model import write_checkpoint
 
 
@@ -28,6 +29,17 @@ def test_a_model_that_cannot_be_made_ready_is_used_as_it_is_and_said_to_be(tmp_p
     said: list[str] = []
     assert prepared.ready(model, "int8-block", said.append, tmp_path / "cache") == model
     assert "not made ready" in said[-1]
+
+
+def test_the_sealed_form_has_its_own_package_and_keys_and_leaves_neither(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "tiny")
+    plain = Contestant("ours http", "ours_http", Path("python"), model, {"quantize": "none"})
+    with prepared.sealed(plain, lambda _: None) as sealed:
+        key = Path(sealed.options["key"].removeprefix("file:"))
+        assert (sealed.name, sealed.options["quantize"]) == ("ours http sealed", "none")
+        assert (sealed.model / "manifest.json").is_file() and key.stat().st_mode & 0o077 == 0
+        assert sealed.options["vendor_roots"].startswith("ed25519:")
+    assert not key.exists() and not sealed.model.exists() and list(tmp_path.iterdir()) == [model]
 
 
 def test_keys_and_values_have_room_for_the_largest_workload(tmp_path: Path) -> None:
