@@ -19,7 +19,7 @@ from torch import Tensor
 from container.kernels.block_weight import BLOCK, GROUP, ArrangedBlocks, Kind, padded
 from container.kernels.operators import Activations, Native
 
-VALUES: Final = {Kind.INT8: torch.int16, Kind.INT4: torch.int8}  # how activations are held
+BYTE_SUMS: Final = ("avx512",)  # instruction sets that multiply int8 with activations in 8 bits
 
 
 def join(weights: Sequence[ArrangedBlocks], *, interleaved: bool = False) -> ArrangedBlocks:
@@ -127,14 +127,14 @@ def multiply(native: Native, weight: ArrangedBlocks, x: Tensor, *, plain: bool =
 def quantize(native: Native, x: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
     """Return `x` (tokens, inputs) float32 as -127..127, its scales and its sums (tokens, inputs / 32).
 
-    Values are held as products with weights of `kind` take them, in int16 or int8. Sums are the scale times
-    the sum of a block's values, for int4 alone: int8 has the scales in their place.
+    Values are held as products with weights of `kind` take them, in int16 or int8. What sums are depends on
+    the kind and the instruction set; see csrc/gemm.hpp.
     """
     assert x.dtype == torch.float32 and x.is_contiguous() and x.shape[1] % BLOCK == 0, "rows in blocks"
     tokens, inputs = x.shape
-    values = torch.empty(tokens, inputs, dtype=VALUES[kind])
-    scales = torch.empty(tokens, inputs // BLOCK)
-    sums = torch.empty_like(scales) if kind is Kind.INT4 else scales  # which int8 does not touch
+    narrow = kind is Kind.INT4 or native.isa in BYTE_SUMS
+    values = torch.empty(tokens, inputs, dtype=torch.int8 if narrow else torch.int16)
+    scales, sums = (torch.empty(tokens, inputs // BLOCK) for _ in range(2))
     native.call(
         "strongroom_quantize",
         ctypes.c_int32(kind),

@@ -33,7 +33,7 @@ SHAPE = AttentionShape(9, 3, 64, 0.125)
 TOLERANCE = {1.0: 1e-5, 3.0: 3e-4}
 
 
-@pytest.fixture(params=["plain", "avx2"])
+@pytest.fixture(params=["plain", "avx2", None])
 def natives(request: pytest.FixtureRequest) -> Iterator[list[Native]]:
     """Teams of one, two and three threads."""
     teams = [Native(threads, request.param) for threads in (1, 2, 3)]

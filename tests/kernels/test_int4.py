@@ -20,7 +20,7 @@ EPSILON = 2.0**-23
 SHAPES = [(8, 32), (1, 32), (7, 64), (16, 96), (33, 160), (64, 576), (129, 1536)]
 
 
-@pytest.fixture(params=list(itertools.product(["plain", None], [1, 3])), ids=str)
+@pytest.fixture(params=list(itertools.product(["plain", "avx2", None], [1, 3])), ids=str)
 def native(request: pytest.FixtureRequest) -> Native:
     isa, threads = request.param
     return Native(threads, isa)

@@ -20,7 +20,7 @@ EPSILON = 2.0**-23
 SHAPES = [(8, 32), (1, 32), (7, 64), (16, 96), (33, 160), (64, 576), (129, 1536)]
 
 
-@pytest.fixture(params=list(itertools.product(["plain", None], [1, 3])), ids=str)
+@pytest.fixture(params=list(itertools.product(["plain", "avx2", None], [1, 3])), ids=str)
 def native(request: pytest.FixtureRequest) -> Native:
     isa, threads = request.param
     return Native(threads, isa)
@@ -88,6 +88,14 @@ def test_activations_are_quantized_as_defined(native: Native) -> None:
     expected, expected_scales = quantize_activations(x)
     assert torch.equal(values.float(), expected.flatten(1))
     assert torch.equal(scales, expected_scales.squeeze(-1))
+
+
+def test_a_row_is_the_same_alone_and_among_more_than_a_tile_of_them(native: Native) -> None:
+    _, arranged = weight(40, 1536)
+    x = seeded(213, 1536)  # tiles hold 168 rows of so many bytes, or half as many of 16 bits
+    together = blocks.multiply(native, arranged, x)
+    for row in (0, 7, 83, 84, 85, 167, 168, 211, 212):
+        assert torch.equal(together[row], blocks.multiply(native, arranged, x[row : row + 1])[0])
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])

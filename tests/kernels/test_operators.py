@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -19,10 +20,15 @@ from container.kernels.operators import Native, NativeMissing
 
 
 def test_the_widest_set_the_machine_has_is_used_and_can_be_limited() -> None:
-    flags = Path("/proc/cpuinfo").read_text()
-    widest = "avx2" if " avx2 " in flags and " fma " in flags and " f16c " in flags else "plain"
-    assert Native(1).isa == widest
-    assert Native(1, "plain").isa == "plain"
+    flags = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)[0].split())
+    wanted = {
+        "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
+        "avx2": {"avx2", "fma", "f16c"},
+        "plain": set[str](),
+    }
+    had = [isa for isa, needed in wanted.items() if needed <= flags]
+    assert Native(1).isa == had[0]
+    assert [Native(1, isa).isa for isa in had] == had
 
 
 def test_teams_of_every_size_agree_over_many_short_calls() -> None:

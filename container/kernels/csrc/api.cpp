@@ -14,6 +14,7 @@ namespace strongroom {
 STRONGROOM_DECLARE(plain)
 #if defined(__x86_64__)
 STRONGROOM_DECLARE(avx2)
+STRONGROOM_DECLARE(avx512)
 #endif
 
 namespace {
@@ -23,11 +24,16 @@ const Operators* choose(const char* limit) {
   bool reached = limit == nullptr;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  reached = reached || std::strcmp(limit, avx2::operators.name) == 0;
-  if (reached && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
-    return &avx2::operators;
+  const bool narrow =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  reached = reached || std::strcmp(limit, avx512::operators.name) == 0;
+  if (reached && narrow && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vnni")) {
+    return &avx512::operators;
   }
+  reached = reached || std::strcmp(limit, avx2::operators.name) == 0;
+  if (reached && narrow) return &avx2::operators;
 #endif
   return &plain::operators;
 }

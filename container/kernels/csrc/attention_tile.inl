@@ -8,6 +8,11 @@ namespace STRONGROOM_ISA {
 
 constexpr int TILE_ROWS = 48;
 constexpr int BLOCK_ROWS = 6;      // x 2 vectors: 12 sums, 2 operands, 1 factor of 16 registers
+#if defined(__AVX512VL__)
+constexpr int BLOCK_VECTORS = 4;   // 24 sums, 4 operands, 1 factor of 32 registers
+#else
+constexpr int BLOCK_VECTORS = 2;
+#endif
 constexpr int CHUNK_LANES = 64;
 constexpr int SEGMENT_CHUNKS = 4;
 constexpr float NOTHING = -3.4e38f;  // a maximum over no keys: finite, so that differences of two of them are 0
@@ -52,7 +57,7 @@ inline int larger(int a, int b) { return a > b ? a : b; }
 inline int clamp(int value, int low, int high) { return larger(low, smaller(value, high)); }
 
 // Adds the products of R factors and V vectors. The fewer of the two are held in registers beside the sums: with
-// 12 sums there are four left.
+// 12 sums of 16 registers there are four left.
 template <int R, int V, class Factor, class Vector>
 inline __attribute__((always_inline)) void add_products(f8 (&sums)[R][V], Factor&& factor, Vector&& vector) {
   if constexpr (R < V) {
@@ -183,7 +188,7 @@ void attend_block(const AttentionLayer& layer, const Chunk<E>& chunk, int page_t
   reach.last_page = (reach.last - chunk.first + page_tokens - 1) / page_tokens;
   alignas(32) float scores[R * CHUNK_LANES];
   // Enough sums at once to hide the latency of a multiplication.
-  constexpr int WIDE = R <= BLOCK_ROWS / 2 ? 4 : 2;
+  constexpr int WIDE = R <= BLOCK_ROWS / 2 ? 4 : BLOCK_VECTORS;
   const int vectors = lanes / LANES;
   const int end = reach.last_page * vectors;
   for (int at = reach.first_page * vectors; at < end;) {

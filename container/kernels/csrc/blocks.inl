@@ -7,6 +7,10 @@ namespace STRONGROOM_ISA {
 constexpr int QUADS = BLOCK / 4;          // vectors per block of one group
 constexpr float SMALLEST_BLOCK = 7.888609052210118e-31f;  // 2^-100; below it a block counts as zeros
 constexpr float INT8_LIMIT = 127.0f;
+constexpr float BYTE_SHIFT = 128.0f;      // what makes a weight of int8 a byte without a sign
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define STRONGROOM_BYTE_SUMS 1            // one instruction adds four products of bytes, one of them without a sign
+#endif
 [[maybe_unused]] constexpr int ORDER[GROUP] = {0, 1, 4, 5, 2, 3, 6, 7};  // in which a quad holds its outputs
 
 template <Kind KIND>
@@ -19,8 +23,49 @@ struct Fixed {
 template <Kind KIND>
 struct Blocks;
 
+#if defined(STRONGROOM_BYTE_SUMS)
+// Four inputs of 8 outputs as bytes without a sign times four activations, summed per output: exact, since four
+// products and a block's sum fit 32 bits.
+struct ByteSums {
+  using Activation = std::int8_t;
+
+  struct Quad {
+    __m256i value;
+  };
+
+  struct Products {
+    __m256i sums;
+  };
+
+  static inline void add_products(Products& products, const Quad& weight, const Activation* activation) {
+    std::int32_t four;
+    std::memcpy(&four, activation, sizeof four);
+    products.sums = _mm256_dpbusd_epi32(products.sums, weight.value, _mm256_set1_epi32(four));
+  }
+
+  static inline f8 collected(const Products& products) { return to_float(reinterpret_cast<i8>(products.sums)); }
+};
+
+template <>
+struct Blocks<Kind::INT8> : ByteSums {
+  static constexpr int BYTES = BLOCK * GROUP;
+  static constexpr int STEP = 1;
+  static constexpr bool SHIFTED = true;  // products are too large by 128 times the sum of activations
+
+  static inline void load_quads(const std::uint8_t* from, Quad (&quads)[STEP]) {
+    quads[0].value =
+        _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), _mm256_set1_epi8(-128));
+  }
+
+  // Outputs as a quad holds them, from their own order and back: both exchange the middle pairs.
+  static inline f8 reordered(f8 outputs) {
+    return reinterpret_cast<f8>(_mm256_permute4x64_epi64(reinterpret_cast<__m256i>(outputs), 0xd8));
+  }
+};
+#else
 template <>
 struct Blocks<Kind::INT8> {
+  static constexpr bool SHIFTED = false;
   using Activation = std::int16_t;
   static constexpr int BYTES = BLOCK * GROUP;  // of one group's block
   static constexpr int STEP = 1;               // quads loaded at once
@@ -80,14 +125,26 @@ struct Blocks<Kind::INT8> {
     return result;
 #endif
   }
-};
 
+  static inline f8 reordered(f8 outputs) { return outputs; }
+};
+#endif
+
+#if defined(STRONGROOM_BYTE_SUMS)
+template <>
+struct Blocks<Kind::INT4> : ByteSums {
+#else
 template <>
 struct Blocks<Kind::INT4> {
   using Activation = std::int8_t;
+#endif
   static constexpr int BYTES = BLOCK * GROUP / 2;
   static constexpr int STEP = 2;
+  static constexpr bool SHIFTED = false;
 
+  static inline f8 reordered(f8 outputs) { return outputs; }
+
+#if !defined(STRONGROOM_BYTE_SUMS)
   // Four inputs of 8 outputs as bytes without a sign.
   struct Quad {
 #if defined(__AVX2__)
@@ -106,6 +163,7 @@ struct Blocks<Kind::INT4> {
 #endif
   };
   static_assert(BLOCK / 2 * 15 * 128 < 32768, "the sums of a block fit 16 bits");
+#endif
 
   static inline void load_quads(const std::uint8_t* from, Quad (&quads)[STEP]) {
 #if defined(__AVX2__)
@@ -121,6 +179,7 @@ struct Blocks<Kind::INT4> {
 #endif
   }
 
+#if !defined(STRONGROOM_BYTE_SUMS)
   static inline void add_products(Products& products, const Quad& weight, const Activation* activation) {
 #if defined(__AVX2__)
     std::int32_t four;
@@ -139,6 +198,7 @@ struct Blocks<Kind::INT4> {
     return to_float(products.sums);
 #endif
   }
+#endif
 };
 
 // Calls work(which) with the kind as a constant.
@@ -181,7 +241,7 @@ static inline float rounded(float scaled) { return scaled == scaled ? __builtin_
 #endif
 
 // Rounds a block times `inverse` to nearest, ties to even. What is not finite becomes some number: its scale is not.
-static inline void round_block(const f8 (&part)[BLOCK / LANES], f8 inverse, std::int16_t* values) {
+[[maybe_unused]] static inline void round_block(const f8 (&part)[BLOCK / LANES], f8 inverse, std::int16_t* values) {
 #if defined(__AVX2__)
   for (int at = 0; at < BLOCK / LANES; at += 2) {
     const __m256i first = _mm256_cvtps_epi32(reinterpret_cast<__m256>(part[at] * inverse));
@@ -240,16 +300,19 @@ static inline void quantize_block(const float* x, typename Blocks<KIND>::Activat
   // Where a value is not finite the scale carries that to the result: 0 * 127 would hide it.
   const f8 inverse = splat(limit > 0.0f && limit <= 3.402823466e38f ? INT8_LIMIT / limit : 0.0f);
   *scale = limit / INT8_LIMIT;
-  if constexpr (KIND == Kind::INT8) {
-    round_block(part, inverse, values);
-  } else {
+  if constexpr (KIND == Kind::INT4) {
     *sum = *scale * static_cast<float>(round_block(part, inverse, values));
+  } else if constexpr (Blocks<KIND>::SHIFTED) {
+    *sum = BYTE_SHIFT * static_cast<float>(round_block(part, inverse, values));
+  } else {
+    round_block(part, inverse, values);
   }
 }
 
 // Activations from place `at` on, a multiple of a block.
 static inline Activations from(const Activations& x, Kind kind, std::int64_t at) {
-  const std::int64_t bytes = kind == Kind::INT4 ? 1 : 2;
+  std::int64_t bytes = 0;
+  with_kind(kind, [&](auto fixed) { bytes = sizeof(typename Blocks<decltype(fixed)::value>::Activation); });
   return {static_cast<std::uint8_t*>(x.values) + at * bytes, x.scales + at / BLOCK, x.sums + at / BLOCK};
 }
 

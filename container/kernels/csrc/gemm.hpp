@@ -10,9 +10,10 @@
 //
 // Activations are quantized in the same blocks on the way in, as the weight's kind takes them:
 //
-//     values   (tokens, inputs)        -127..127; held in 16 bits for int8, in 8 for int4
+//     values   (tokens, inputs)        -127..127; held in 16 bits for int8 below AVX-512, else in 8
 //     scales   (tokens, inputs / 32)   float32
-//     sums     (tokens, inputs / 32)   float32, scale * sum of values; for int4, whose lows they are multiplied with
+//     sums     (tokens, inputs / 32)   float32; for int4 scale * sum of values, which lows are multiplied with; for
+//                                      int8 from AVX-512 on 128 * sum of values, which products are too large by
 //
 // container/model/quantize_blocks.py defines the arithmetic; sums of blocks are exact, their order is ascending.
 #pragma once
@@ -41,7 +42,7 @@ struct BlockWeight {
 struct Activations {
   void* values;
   float* scales;
-  float* sums;           // not touched for int8
+  float* sums;           // not touched for int8 below AVX-512
 };
 
 // Quantizes rows [0, tokens) of x (tokens, inputs), each by one thread. Ends without a barrier.

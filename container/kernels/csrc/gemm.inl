@@ -4,6 +4,12 @@ namespace strongroom {
 namespace STRONGROOM_ISA {
 
 constexpr int CHUNKS_PER_THREAD = 8;  // of a weight's groups: balance against the cost of taking one
+constexpr int TILE_BYTES = 1 << 18;   // of activations that all groups of a chunk read before the next are: half a cache
+#if defined(__AVX512VL__)
+constexpr int MOST_TOKENS = 8;        // whose products and totals fit the registers
+#else
+constexpr int MOST_TOKENS = 4;
+#endif
 
 template <int VALUE>
 struct Width {
@@ -15,7 +21,7 @@ template <Kind KIND, int TOKENS>
 static __attribute__((noinline)) void product(const BlockWeight& weight, int group, const Activations& x, int token,
                                               f8* result) {
   using Form = Blocks<KIND>;
-  constexpr bool LOWS = KIND == Kind::INT4;
+  constexpr bool LOWS = KIND == Kind::INT4, SUMS = LOWS || Form::SHIFTED;
   const int blocks = weight.inputs / BLOCK;
   const std::int64_t first = static_cast<std::int64_t>(group) * blocks;
   const std::uint8_t* values = static_cast<const std::uint8_t*>(weight.values) + first * Form::BYTES;
@@ -24,7 +30,7 @@ static __attribute__((noinline)) void product(const BlockWeight& weight, int gro
   const auto* activation =
       static_cast<const typename Form::Activation*>(x.values) + static_cast<std::int64_t>(token) * weight.inputs;
   const float* activation_scale = x.scales + static_cast<std::int64_t>(token) * blocks;
-  const float* activation_sum = LOWS ? x.sums + static_cast<std::int64_t>(token) * blocks : nullptr;
+  const float* activation_sum = SUMS ? x.sums + static_cast<std::int64_t>(token) * blocks : nullptr;
   const std::int64_t stride = weight.inputs;
   f8 totals[TOKENS] = {};
   for (int block = 0; block < blocks; ++block) {
@@ -39,23 +45,26 @@ static __attribute__((noinline)) void product(const BlockWeight& weight, int gro
           Form::add_products(products[t], quads[at], activation + t * stride + (quad + at) * 4);
       }
     }
-    const f8 scale = load_fp16(scales);
+    const f8 scale = Form::reordered(load_fp16(scales));
 #pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t)
-      totals[t] += Form::collected(products[t]) * (scale * splat(activation_scale[t * blocks]));
+    for (int t = 0; t < TOKENS; ++t) {
+      f8 dots = Form::collected(products[t]);
+      if constexpr (Form::SHIFTED) dots -= splat(activation_sum[t * blocks]);
+      totals[t] += dots * (scale * splat(activation_scale[t * blocks]));
+    }
     if constexpr (LOWS) {
       const f8 low = load_fp16(lows);
 #pragma GCC unroll 8
       for (int t = 0; t < TOKENS; ++t) totals[t] += low * splat(activation_sum[t * blocks]);
       lows += GROUP;
-      activation_sum += 1;
     }
+    if constexpr (SUMS) activation_sum += 1;
     values += Form::BYTES;
     scales += GROUP;
     activation += BLOCK;
     activation_scale += 1;
   }
-  for (int t = 0; t < TOKENS; ++t) result[t] = totals[t];
+  for (int t = 0; t < TOKENS; ++t) result[t] = Form::reordered(totals[t]);
 }
 
 // Calls write(group, token, results) for every GROUPS groups and every token.
@@ -65,25 +74,31 @@ static inline void multiply_kind(Member& member, const BlockWeight& weight, cons
   const int units = weight.outputs / GROUP / GROUPS;
   const int wanted = member.size() * CHUNKS_PER_THREAD;
   const int chunk = units > wanted ? (units + wanted - 1) / wanted : 1;
+  const int fit = TILE_BYTES / static_cast<int>(sizeof(typename Blocks<KIND>::Activation)) / weight.inputs;
+  const int tile = fit > MOST_TOKENS ? fit / MOST_TOKENS * MOST_TOKENS : MOST_TOKENS;
   member.share((units + chunk - 1) / chunk, [&](int part) {
     const int end = (part + 1) * chunk < units ? (part + 1) * chunk : units;
-    for (int unit = part * chunk; unit < end; ++unit) {
-      const int group = unit * GROUPS;
-      int token = 0;
-      const auto some = [&](auto width) {
-        constexpr int WIDTH = decltype(width)::value;
-        f8 result[GROUPS][WIDTH];
-        for (int g = 0; g < GROUPS; ++g) product<KIND, WIDTH>(weight, group + g, x, token, result[g]);
-        for (int t = 0; t < WIDTH; ++t) {
-          f8 one[GROUPS];
-          for (int g = 0; g < GROUPS; ++g) one[g] = result[g][t];
-          write(group, token + t, one);
-        }
-        token += WIDTH;
-      };
-      while (token + 4 <= tokens) some(Width<4>{});
-      if (token + 2 <= tokens) some(Width<2>{});
-      if (token < tokens) some(Width<1>{});
+    for (int begin = 0; begin < tokens; begin += tile) {
+      const int after = begin + tile < tokens ? begin + tile : tokens;
+      for (int unit = part * chunk; unit < end; ++unit) {
+        const int group = unit * GROUPS;
+        int token = begin;
+        const auto some = [&](auto width) {
+          constexpr int WIDTH = decltype(width)::value;
+          f8 result[GROUPS][WIDTH];
+          for (int g = 0; g < GROUPS; ++g) product<KIND, WIDTH>(weight, group + g, x, token, result[g]);
+          for (int t = 0; t < WIDTH; ++t) {
+            f8 one[GROUPS];
+            for (int g = 0; g < GROUPS; ++g) one[g] = result[g][t];
+            write(group, token + t, one);
+          }
+          token += WIDTH;
+        };
+        while (token + MOST_TOKENS <= after) some(Width<MOST_TOKENS>{});
+        if (MOST_TOKENS > 4 && token + 4 <= after) some(Width<4>{});
+        if (token + 2 <= after) some(Width<2>{});
+        if (token < after) some(Width<1>{});
+      }
     }
   });
 }
