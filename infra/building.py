@@ -5,7 +5,8 @@ Owns: the order of the stages, which files go in. Must not know: how a model is 
 Invariant: plain files are made in a folder beside the package that only its owner enters; nothing opens until
 the manifest is there; a build run again goes on with what is whole, and the folder goes when all is done.
 
-    convert -> parts per ranks and scheme -> quality -> documents -> seal, sign -> archive
+    convert -> parts per ranks and scheme, held against the weights -> quality -> documents -> seal, sign
+    -> archive
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Plan:
     declared: model_card.Declared
     licence_text: Path | None
     archive: Path | None
+    without_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ def plan(
     declared: model_card.Declared,
     licence_text: Path | None,
     archive: Path | None,
+    *,
+    without_weights: bool = False,
 ) -> Plan:
     """Return the plan that the options mean. Raises CommandError; reads no more than names."""
     ranks = tuple(_ranks(text) for text in tensor_parallel.split(","))
@@ -84,7 +88,12 @@ def plan(
         raise _wrong(
             "there is no licence text", "name the file with `--licence-text`, or put `LICENSE` into SOURCE"
         )
-    return Plan(source, out, ranks, schemes, quality_tokens, declared, licence, archive)
+    if without_weights and (ranks, schemes) == ((1,), (NONE,)):
+        raise _wrong(
+            "`--without-weights` would leave nothing to serve",
+            "name ranks or a scheme that parts are made for, as `--quantize int8-block`",
+        )
+    return Plan(source, out, ranks, schemes, quality_tokens, declared, licence, archive, without_weights)
 
 
 def build(planned: Plan, order: packages.Order, keys: Keys, threads: int) -> Result:
@@ -153,14 +162,9 @@ def _prepare(
         model = shop.made("model", grounds, lambda at: packaging.convert(planned.source, at, shop.lock))
         model = model / packaging.CONVERTED
     files = {name: path for name, path in packages.files_of(model).items() if _belongs(name, path)}
-    for ranks in planned.tensor_parallel:
-        for scheme in planned.quantize:
-            if (ranks, scheme) != (1, NONE):  # which is what the weights are
-                made = shop.made(
-                    f"parts-{ranks}-{scheme}", grounds, _divided(model, ranks, scheme, shop.lock)
-                )
-                found = packages.files_of(made)
-                files |= {f"{packaging.PARTS}/{name}": path for name, path in found.items()}
+    files |= _parts(planned, model, grounds, shop)
+    if planned.without_weights:
+        files = {name: path for name, path in files.items() if not _holds_weights(name)}
     variants = [scheme for scheme in planned.quantize if scheme != NONE]
     measured = shop.made(
         "quality",
@@ -184,6 +188,25 @@ def _prepare(
     return whole, files, packages.Extras(documents, described, keys.oms, keys.nonce_seed)
 
 
+def _parts(planned: Plan, model: Path, grounds: str, shop: Workshop) -> dict[str, Path]:
+    """Return the parts, name in the package -> file, once they are known to be of these weights."""
+    files: dict[str, Path] = {}
+    roots = [model / packaging.PARTS] if (model / packaging.PARTS).is_dir() else []
+    for ranks in planned.tensor_parallel:
+        for scheme in planned.quantize:
+            if (ranks, scheme) != (1, NONE):  # which is what the weights are
+                stage = f"parts-{ranks}-{scheme}"
+                roots.append(shop.made(stage, grounds, _divided(model, ranks, scheme, shop.lock)))
+                found = packages.files_of(roots[-1])
+                files |= {f"{packaging.PARTS}/{name}": path for name, path in found.items()}
+    if not roots:
+        return files
+    digest = packaging.belong(model, roots, shop.lock)  # anew each time: `grounds` trusts a file's time
+    content = {packaging.WEIGHTS_DIGEST: digest.encode()}
+    bound = shop.made("belonging", digest, lambda at: _write(at, content))
+    return files | {f"{packaging.PARTS}/{name}": path for name, path in packages.files_of(bound).items()}
+
+
 def _divided(model: Path, ranks: int, scheme: str, lock: int) -> Callable[[Path], None]:
     return lambda at: packaging.divide(model, at, ranks, scheme, lock)
 
@@ -196,6 +219,11 @@ def _write(folder: Path, documents: dict[str, bytes]) -> None:
 def _belongs(name: str, path: Path) -> bool:
     """True for what a loader reads; a source's own card and licence are replaced by the package's."""
     return path.suffix not in LEFT_OUT and name not in (*LICENCE_NAMES, "README.md")
+
+
+def _holds_weights(name: str) -> bool:
+    """True for the unquantized weights and their index; parts lie in folders."""
+    return "/" not in name and name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _licence_of(source: Path) -> Path | None:

@@ -18,6 +18,10 @@ from infra.report import CommandError, ExitCode
 MIB: Final = 1024 * 1024
 _LICENCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
 _MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+WITHOUT_WEIGHTS: Final = (
+    "The unquantized weights are not in this package: it is served as what was made beforehand, on machines "
+    "that have the operators for it, and as nothing else."
+)
 OWN_LICENCE: Final = "LicenseRef-"  # SPDX's prefix for licences that are on no list
 
 
@@ -63,11 +67,16 @@ def text(order: Order, declared: Declared, report: dict[str, Any], files: Sequen
             f"Made beforehand for a quick start: {', '.join(f'`{part}`' for part in parts)}."
             if parts
             else "Nothing was made beforehand: a start divides and quantizes by itself.",
+            *([] if _with_weights(files) else ["", WITHOUT_WEIGHTS]),
             "",
             *_running(order),
             *_limits(declared),
         ]
     )
+
+
+def _with_weights(files: Sequence[str]) -> bool:
+    return any("/" not in name and name.endswith(".safetensors") for name in files)
 
 
 def _header(declared: Declared) -> list[str]:

@@ -78,8 +78,17 @@ def build(
         str, typer.Option(help="Schemes to measure and to divide it in, by commas.")
     ] = "int8-block",
     quality_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of the text that quality is measured on.")
+        int,
+        typer.Option(min=1, help="Length of the text that quality is measured on; its time grows with it."),
     ] = 4096,
+    without_weights: Annotated[
+        bool,
+        typer.Option(
+            "--without-weights",
+            help="Leave the unquantized weights out: smaller, and served in the schemes and ranks of its "
+            "parts alone, on machines that have their operators.",
+        ),
+    ] = False,
     archive: Annotated[Path | None, typer.Option(help="Also a new file, as `model.tar.gz`.")] = None,
     recipient: Recipients = None,
     epoch: Epoch = 0,
@@ -94,7 +103,15 @@ def build(
     def verb() -> report.Result:
         declared = model_card.Declared(licence, base_model)
         planned = building.plan(
-            source, out, tensor_parallel, quantize, quality_tokens, declared, licence_text, archive
+            source,
+            out,
+            tensor_parallel,
+            quantize,
+            quality_tokens,
+            declared,
+            licence_text,
+            archive,
+            without_weights=without_weights,
         )
         order = packages.Order(name, version, epoch, tuple(recipient or ()))
         return building.build(planned, order, building.Keys(key, signing_key, oms_key, nonce_seed), threads)

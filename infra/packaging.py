@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from infra.report import CommandError, ExitCode, Result
 
 CONVERTED: Final = "model"  # folder of a converted checkpoint within its stage
 PARTS: Final = "parts"
+WEIGHTS_DIGEST: Final = "weights.sha256"  # beside the parts
 REPORT: Final = "quality.json"
 EXIT_USAGE: Final = 2  # the child's exit status for what the caller can mend; it has said what
 MIB: Final = 1024 * 1024
@@ -55,6 +56,13 @@ def divide(model: Path, at: Path, tensor_parallel: int, quantize: str, lock: int
     _run("shard", "container.model.parts", given, lock)
 
 
+def belong(model: Path, folders: Sequence[Path], lock: int) -> str:
+    """Return the digest of the weights of which all parts in `folders` were made; raises CommandError."""
+    given = ["--model", *("--parts" for _ in folders)]
+    values = zip(given, (model, *folders), strict=True)
+    return str(_run("belonging", "container.model.belonging", values, lock)["weights_sha256"])
+
+
 def measure(model: Path, at: Path, variants: Sequence[str], tokens: int, lock: int) -> None:
     """Write the quality report into `at`; raises CommandError."""
     given = {"--model": model, "--out": at, "--variants": ",".join(variants), "--tokens": tokens}
@@ -67,12 +75,18 @@ def read_report(folder: Path) -> Result:
     return report
 
 
-def _run(verb: str, module: str, given: Mapping[str, object], lock: int | None = None) -> Result:
+def _run(
+    verb: str,
+    module: str,
+    given: Mapping[str, object] | Iterable[tuple[str, object]],
+    lock: int | None = None,
+) -> Result:
     """Return the last line of the child's output; raises CommandError.
 
     A child that outlives us keeps the descriptor `lock`, and with it the lock.
     """
-    options = [f"{name}={value}" for name, value in given.items() if value is not None]
+    pairs = given.items() if isinstance(given, Mapping) else given
+    options = [f"{name}={value}" for name, value in pairs if value is not None]
     command = [sys.executable, "-m", module, *options]
     base = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     done = subprocess.run(  # noqa: S603  the interpreter that runs us, and no shell

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -20,9 +21,11 @@ from container.kernels.memory import empty
 from container.model.folders import Array
 from container.model.source import (
     INDEX,
+    NO_WEIGHTS,
     PARTS,
     PICKLED_SUFFIXES,
     WEIGHTS,
+    WEIGHTS_DIGEST,
     SourceError,
     StoredTensor,
     read_json,
@@ -61,6 +64,9 @@ TORCH: Final = MappingProxyType(
 NUMPY: Final = MappingProxyType(
     {"I8": np.int8, "U8": np.uint8, "I32": np.int32, "I64": np.int64, "F16": np.float16, "F32": np.float32}
 )
+
+
+SHA256: Final = re.compile(rb"[0-9a-f]{64}")
 
 
 class Unopened(SourceError):
@@ -121,6 +127,8 @@ class OpenedSource:
         return _asked(self._opener, lambda: self._opener.file(name))
 
     def stored(self) -> Iterator[tuple[str, StoredTensor]]:
+        if not self._shards:
+            raise SourceError(NO_WEIGHTS)
         seen: set[str] = set()
         for file in self._shards:
             for tensor in self._opener.tensors(file):
@@ -130,8 +138,17 @@ class OpenedSource:
                 read = functools.partial(_torch, self._opener, tensor)
                 yield tensor.name, StoredTensor(tensor.shape, read)
 
-    def weights_sha256(self) -> None:
-        """Return None: parts and weights come out of one opened thing; there is nothing beside them."""
+    def weights_sha256(self) -> str | None:
+        """Return the digest that was sealed beside the parts; None where there is none.
+
+        The weights are not opened for it: whoever signed the package compared them (see belonging).
+        """
+        raw = self.file(WEIGHTS_DIGEST)
+        if raw is None:
+            return None
+        if not SHA256.fullmatch(raw):
+            raise SourceError("the digest of the weights is malformed")
+        return raw.decode()
 
     def _find_shards(self) -> list[str]:
         there = set(self._opener.tensor_files())

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 WEIGHTS: Final = "model.safetensors"
 PARTS: Final = "parts"  # folder of parts made beforehand; with it, a directory may lack the weights
+WEIGHTS_DIGEST: Final = f"{PARTS}/weights.sha256"  # sealed: of the weights that the parts were made from
+NO_WEIGHTS: Final = (
+    "there are no unquantized weights, and no parts that were made for these settings\n"
+    "hint: choose the ranks and the scheme of the parts, or take a package with the weights in it"
+)
 INDEX: Final = "model.safetensors.index.json"
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024  # configuration and tokenizer files; the largest known is 35 MB
 MAX_SHARDS: Final = 4096
@@ -133,6 +138,8 @@ class DirectorySource:
         return path.read_bytes()
 
     def stored(self) -> Iterator[tuple[str, StoredTensor]]:
+        if not self._shards:
+            raise SourceError(NO_WEIGHTS)
         seen: set[str] = set()
         for path in self._shards:
             for name, shape in _shapes(path):

@@ -3,7 +3,7 @@
 Owns: its start, and the loop that reads an order and obeys.
 Must not know: requests, sockets, time, policy: it decides nothing and answers nothing.
 Invariant: it does what rank 0's own runner does, in the same order. Whatever goes wrong here ends the
-process, with the cause in its status words and one line on stderr; rank 0 notices and ends too.
+process, with the cause in its status words; rank 0 notices, tells the operator, and ends too.
 
     python -m container.ranks.follower --rank N --parent PID --config-fd N --exchange-fd N --ring-fd N ...
 """
@@ -31,7 +31,7 @@ from container.ranks.main import (
 )
 from container.ranks.place import LOAD_WAIT_S, Place
 from container.ranks.plans import BadCommand, Order, decode
-from container.ranks.process import harden, say
+from container.ranks.process import harden
 from container.ranks.ring import RingReader
 from container.ranks.status import RankStatus, Stage
 
@@ -50,20 +50,18 @@ def main(argv: Sequence[str] | None = None, loader: Loader = load) -> int:
     for name in (*FDS, "--rank", "--parent"):
         parser.add_argument(name, type=int, required=True)
     options = parser.parse_args(argv)
-    stderr_fd = harden(niceness=0)  # rank 0's is inherited
+    harden(niceness=0)  # rank 0's is inherited
     if os.getppid() != options.parent:
         return EXIT_START  # it died before the kernel was told to end us with it
     status = RankStatus(options.status_fd)
     rank: int = options.rank
-    doing, code = "cannot start", EXIT_START
+    code = EXIT_START
     try:
         runner, ring = _start(options, status, loader)
-        doing, code = "stopped", EXIT_FAILED
+        code = EXIT_FAILED
         follow(runner, ring)
-    except Exception as error:  # noqa: BLE001 - told in one line, by type
-        fault, cause = diagnose(error)
-        status.fail(rank, fault)
-        say(stderr_fd, f"engine rank {rank} {doing}: {fault.name.lower()}: {cause}")
+    except Exception as error:  # noqa: BLE001 - told by rank 0, by type
+        status.fail(rank, *diagnose(error))
         return code
     return EXIT_OK
 

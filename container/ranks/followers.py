@@ -101,6 +101,14 @@ class Followers:
         self._runner = RankedRunner(own, self._ring)
         return self._runner
 
+    def cause(self) -> tuple[StartFault, str] | None:
+        """Return a follower's fault and its words; None where none has told one of its own."""
+        for rank in range(1, self._size):
+            fault = self._status.fault(rank)
+            if fault not in (StartFault.NONE, StartFault.RANK_LOST):  # that is another's
+                return fault, f"rank {rank}: {self._status.cause(rank)}"
+        return None
+
     def close(self) -> None:
         """Wipe all ranks' KV and see the followers off; ends those that do not go."""
         self._leaving.set()
@@ -135,8 +143,7 @@ class Followers:
                 self._moved()
 
     def _tell(self, rank: int, what: str) -> None:
-        fault = self._status.fault(rank)
-        self._lost(fault if fault is not StartFault.NONE else StartFault.RANK_LOST, f"rank {rank} {what}")
+        self._lost(*(self.cause() or (StartFault.RANK_LOST, f"rank {rank} {what}")))
 
 
 def _start(

@@ -58,6 +58,7 @@ def main(
     with HeartbeatWriter(options.heartbeat_fd) as page:
         page.begin(os.getpid(), time.monotonic_ns())
         life = Life(page, stderr_fd)
+        followers: Followers | None = None
         try:
             config = read_config(options.config_fd)
             lock_at_start(config)
@@ -73,7 +74,10 @@ def main(
             if followers is not None:
                 followers.close()
         except Exception as error:  # noqa: BLE001 - told in one line, by type
-            return life.fail(*diagnose(error))
+            fault, cause = diagnose(error)
+            # A follower leaves its words before its connections close.
+            told = followers.cause() if followers is not None and fault is StartFault.RANK_LOST else None
+            return life.fail(*(told or (fault, cause)))
     return EXIT_OK
 
 

@@ -24,6 +24,7 @@ from tests.infra.test_keys import ROOT, Shell
 from tests.model_package import making
 
 KILLS = 20
+NO_PARTS = ("--tensor-parallel", "1", "--quantize", "none")
 REPORT = {
     "architecture": "TinyForCausalLM",
     "parameters": 2_000_000,
@@ -54,12 +55,14 @@ for given in "$@"; do case $given in
   --quantize=*) scheme=${{given#*=}};;
 esac; done
 echo "$2" >> {log}
+said={{}}
 case $2 in
   container.model.convert) cp -r {model} "$out"; cp {report} "$out/notes.bin";;
   container.model.parts)
     mkdir -p "$out/tp$ranks-$scheme"
     cp {model}/model.safetensors "$out/tp$ranks-$scheme/model-rank-0-of-$ranks.safetensors"
     echo {{}} > "$out/tp$ranks-$scheme/manifest.json";;
+  container.model.belonging) said='{{"weights_sha256": "0f"}}';;
   container.model.quality)
     mkdir -p "$out"
     cp {report} "$out/quality.json"
@@ -67,7 +70,7 @@ case $2 in
     echo plot > "$out/quality.svg";;
 esac
 {then}
-echo {{}}
+echo "$said"
 """
 # Runs the command line, and kills itself and its children just before the Nth thing that reaches the disk.
 CHILD = """
@@ -163,24 +166,44 @@ def vendor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 def test_a_gguf_becomes_a_package_with_parts_report_card_and_licence(vendor: Vendor) -> None:
     done = vendor.build("package", "--archive", vendor.folder / "model.tar.gz")
     assert done.code == 0, done.stdout
-    assert vendor.stages() == ["convert", "parts", "parts", "parts", "quality"]
+    assert vendor.stages() == ["convert", "parts", "parts", "parts", "belonging", "quality"]
     sealed = vendor.unsealed("package")
     checkpoint = making.plain(vendor.model)
     assert {name: sealed[name] for name in checkpoint} == checkpoint
     added = {name for name in sealed if name not in checkpoint}
     folders = {f"parts/{name}" for name in ("tp1-int8-block", "tp2-none", "tp2-int8-block")}
     assert {name for name in added if "/" not in name} == {*beside.TEXTS}  # `notes.bin`: a pickle's suffix
-    assert {name.rpartition("/")[0] for name in added} == {"", *folders}
+    assert {name.rpartition("/")[0] for name in added} == {"", "parts", *folders}
+    assert sealed["parts/weights.sha256"] == b"0f"
     clear = {path.name for path in (vendor.folder / "package").iterdir() if path.suffix != ".sealed"}
     assert clear == {*beside.NAMES, "manifest.json", "manifest.sig"} - {"model.oms.sig"}
     for name in beside.TEXTS:
         assert (vendor.folder / "package" / name).read_bytes() == sealed[name]
-    assert sealed["LICENSE"] == b"Do as you like.\n"
+    assert sealed["LICENSE"] == b"Do as you like.\n" and b"not in this package" not in sealed["README.md"]
     assert not list(vendor.folder.glob("*.unfinished"))
     with tarfile.open(vendor.folder / "model.tar.gz") as packed:
         packed.extractall(vendor.folder / "laid out", filter="data")
     assert vendor.unsealed("laid out") == sealed
     assert (vendor.folder / "laid out" / "README.md").is_file()
+
+
+def test_unquantized_weights_are_left_out_where_asked_for_and_the_card_says_so(vendor: Vendor) -> None:
+    assert vendor.build("package", "--without-weights").code == 0
+    sealed = vendor.unsealed("package")
+    assert "model.safetensors" not in sealed and "config.json" in sealed
+    assert "parts/tp2-none/model-rank-0-of-2.safetensors" in sealed
+    assert b"The unquantized weights are not in this package" in sealed["README.md"]
+
+
+def test_parts_that_are_not_of_these_weights_are_never_sealed(vendor: Vendor) -> None:
+    vendor.stands_in('[ "$2" = container.model.belonging ] && exit 2')
+    refused = vendor.build("package")
+    assert (refused.code, refused.result["kind"]) == (ExitCode.USAGE, "belonging_refused")
+    assert vendor.outcome("package") is Outcome.MANIFEST_MISSING
+    vendor.stages()
+    vendor.stands_in()
+    assert vendor.build("package").code == 0
+    assert vendor.stages() == ["belonging", "quality"]  # asked anew, whatever was kept
 
 
 def test_the_bill_of_materials_and_the_second_signature_are_proved_and_shown(vendor: Vendor) -> None:
@@ -281,12 +304,12 @@ def test_a_second_run_keeps_what_is_whole_and_makes_again_what_is_not(vendor: Ve
     vendor.stands_in('[ "$2" = container.model.quality ] && exit 1')
     assert vendor.build("package").code == ExitCode.CHECK_FAILED
     assert vendor.outcome("package") is Outcome.MANIFEST_MISSING
-    assert vendor.stages() == ["convert", "parts", "parts", "parts", "quality"]
+    assert vendor.stages() == ["convert", "parts", "parts", "parts", "belonging", "quality"]
     (part,) = (vendor.folder / "package.unfinished" / "parts-2-none").rglob("*.safetensors")
     part.write_bytes(part.read_bytes()[:-1] + b"?")
     vendor.stands_in()
     assert vendor.build("package").code == 0
-    assert vendor.stages() == ["parts", "quality"]
+    assert vendor.stages() == ["parts", "belonging", "quality"]
 
 
 def test_a_source_that_changed_is_converted_and_divided_anew(vendor: Vendor) -> None:
@@ -296,7 +319,7 @@ def test_a_source_that_changed_is_converted_and_divided_anew(vendor: Vendor) -> 
     vendor.gguf.write_bytes(b"GGUF changed")
     vendor.stands_in()
     assert vendor.build("package").code == 0
-    assert vendor.stages() == ["convert", "parts", "parts", "parts", "quality"]
+    assert vendor.stages() == ["convert", "parts", "parts", "parts", "belonging", "quality"]
 
 
 def test_plain_files_lie_where_nobody_else_enters(vendor: Vendor) -> None:
@@ -354,6 +377,7 @@ def test_a_seed_is_refused_outside_test_mode_and_makes_the_same_bytes_within(
         (("--licence", "Do what you want"), "`--licence` is not an SPDX identifier"),
         (("--base-model", "a: b"), "`--base-model` is not a model's name"),
         (("--licence-text", "nowhere"), "there is no licence text"),
+        (("--without-weights", *NO_PARTS), "`--without-weights` would leave nothing to serve"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_made(

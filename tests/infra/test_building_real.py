@@ -1,4 +1,4 @@
-"""`strongroom package build` with the stages that a vendor runs: a tiny GGUF becomes a package that opens."""
+"""`strongroom package build` with the stages a vendor runs: a tiny GGUF becomes a package that serves."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from container.model import parts
+from container.model.convert import convert_gguf
 from model_package.opener import open_package
 from tests.infra.test_keys import Shell
 from tests.model.test_convert import tiny_model, write_gguf
 from tests.model_package import making
+from tests.sagemaker_entry.sealed_model import RealServer
 
 TOKENS = 64
 
 
 @pytest.mark.timeout(1800)  # four processes that import torch, on a machine that may be busy
-def test_a_tiny_gguf_is_converted_quantized_measured_sealed_and_opens(
+def test_a_tiny_gguf_is_converted_quantized_measured_sealed_and_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shell = Shell(monkeypatch, capfd)
@@ -48,3 +51,18 @@ def test_a_tiny_gguf_is_converted_quantized_measured_sealed_and_opens(
     measured = report["rows"][1]["quality"]
     assert measured["kl_mean"] > 0 and f"{measured['kl_mean']:.5f}" in card
     assert report["architecture"] == "LlamaForCausalLM" and report["positions"] > 0
+    convert_gguf(gguf, tmp_path / "plain", lambda phrase, share: None)
+    parts.make(tmp_path / "plain", 1, "int8-block")
+    sealed = {"STRONGROOM_KEY": f"file:{tmp_path / 'data'}", "STRONGROOM_VENDOR_ROOTS": root}
+    sealed["STRONGROOM_ALLOW_PLAINTEXT"] = "off"
+    answers = served(tmp_path / "a", tmp_path / "package", **sealed)
+    assert len(set(answers)) == len(answers)
+    assert answers == served(tmp_path / "b", tmp_path / "plain")
+
+
+def served(directory: Path, model: Path, **environment: str) -> list[bytes]:
+    """Return what an endpoint over `model` answers, started by its ready decoder."""
+    told = {"STRONGROOM_MODEL": str(model), "STRONGROOM_SERVED_NAME": "tiny"}
+    with RealServer(directory, **told, **environment) as server:
+        assert "made ready beforehand" in server.log
+        return server.answers()

@@ -21,7 +21,7 @@ from container.model.quantize_modules import plain_activations
 from container.model.rows import PackedRow
 from container.model.runner import NativeRunner
 from container.model.shape import RunnerConfig
-from container.model.source import DirectorySource
+from container.model.source import DirectorySource, SourceError
 from container.model.start import build_runner
 from tests.model.ranks import together
 from tests.model.test_ranks_quantized import aligned_source
@@ -126,7 +126,7 @@ def test_parts_of_weights_that_were_exchanged_stop_the_start(model: Path) -> Non
 def test_a_directory_without_weights_serves_its_parts_and_nothing_else(model: Path) -> None:
     parts.make(model, 1, "int8-block")
     (model / "model.safetensors").unlink()
-    with pytest.raises(LoadError, match="tensors are missing"):
+    with pytest.raises(SourceError, match="no unquantized weights, and no parts"):
         computed(replace(CONFIG, parts_dir=str(model / "parts")), model, 1)
 
 

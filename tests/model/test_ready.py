@@ -18,7 +18,6 @@ from torch import Tensor
 
 from container.kernels.block_weight import ARRANGEMENT
 from container.model import fused_model, parts, ready, ready_files
-from container.model.errors import LoadError
 from container.model.facts import ModelFacts
 from container.model.folders import PlainFolder
 from container.model.quantize_choose import QuantizeRefused
@@ -228,7 +227,7 @@ def test_a_decoder_that_answers_otherwise_here_does_not_serve(model: Path) -> No
     from_weights, facts = started(model)
     assert not was_ready(facts) and from_weights.isfinite().all()
     (model / "model.safetensors").unlink()
-    with pytest.raises(LoadError, match="tensors are missing"):
+    with pytest.raises(SourceError, match="no unquantized weights, and no parts"):
         started(model)
 
 

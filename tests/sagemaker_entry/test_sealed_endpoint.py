@@ -16,11 +16,10 @@ from model_package import unlock
 from model_package.recipients import Owner
 from sagemaker_entry.supervisor import EXIT_KEY, EXIT_PACKAGE
 from tests.model_package import making
-from tests.model_package.forge import derive
 from tests.model_package.test_traces import WINDOW_BYTES, holds_any
 from tests.sagemaker_entry import sealed_model
 from tests.sagemaker_entry.harness import wait_until
-from tests.sagemaker_entry.sealed_model import Made, RealServer
+from tests.sagemaker_entry.sealed_model import Made, RealServer, copies, refused
 
 DESCRIBE = {"Content-Type": "application/vnd.strongroom.describe+json"}
 UNLOCK = {"Content-Type": "application/vnd.strongroom.unlock+json"}
@@ -82,36 +81,10 @@ def test_the_start_was_ready_and_said_how_fast_it_opened(running: RealServer) ->
 
 def test_no_key_is_left_in_any_process_once_the_endpoint_serves(made: Made, running: RealServer) -> None:
     running.answers()
-    data_key = bytes(making.key("data"))
-    package_id = bytes.fromhex(made.manifest.package_id)
-    secrets = [data_key, data_key[:16], data_key[16:]]
-    for file in made.package.glob("*.sealed"):
-        secrets.append(derive(data_key, file.read_bytes()[8:24], b"file\0" + package_id))
     processes = running.processes()
     assert len(processes) >= 4
     assert sum(copies(pid, [b"STRONGROOM_SERVED_NAME"]) for pid in processes) > 0, "the scan sees nothing"
-    assert [copies(pid, secrets) for pid in processes] == [0] * len(processes)
-    for pid in running.processes():
-        limits = Path(f"/proc/{pid}/limits").read_text()
-        assert re.search(r"Max core file size +0 +0 ", limits)
-
-
-def copies(pid: int, secrets: list[bytes]) -> int:
-    """Return how often any of `secrets` lies in the writable memory of a process, for root."""
-    found = 0
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            place, mode, *_ = line.split()
-            if "w" not in mode:
-                continue
-            start, end = (int(edge, 16) for edge in place.split("-"))
-            try:
-                memory.seek(start)
-                content = memory.read(end - start)
-            except OSError:  # pages that the kernel does not give out
-                continue
-            found += sum(content.count(secret) for secret in secrets)
-    return found
+    assert [copies(pid, made.secrets) for pid in processes] == [0] * len(processes)
 
 
 def test_no_plain_weight_is_written_anywhere_while_it_loads(made: Made, tmp_path: Path) -> None:
@@ -145,18 +118,6 @@ def test_a_plain_weight_that_is_written_would_be_seen(made: Made) -> None:
     content = (made.plain / "model.safetensors").read_bytes()
     middle = len(content) // 2
     assert holds_any(b"x" * 77 + content[middle : middle + 3 * WINDOW_BYTES], weight_windows(made))
-
-
-def refused(server: RealServer, code: int) -> str:
-    """Return the one line in which a start was refused."""
-    server.start()
-    assert server.process.wait(60) == code, server.log
-    lines = [line for line in server.log.splitlines() if "cannot start" in line and not line.startswith("{")]
-    assert len(lines) == 1, server.log
-    assert "; hint: " in lines[0] and "Traceback" not in server.log
-    assert len(server.events("child_died")) <= 2, "it was tried again"
-    assert "layers." not in server.log and "weight" not in lines[0]
-    return lines[0]
 
 
 def test_a_plain_model_is_refused_by_an_endpoint_that_serves_sealed_ones(made: Made, tmp_path: Path) -> None:
@@ -193,23 +154,13 @@ def test_an_older_epoch_is_refused(made: Made, tmp_path: Path) -> None:
     assert "package_refused: the package was replaced by a newer one" in said
 
 
-def flipped(made: Made, folder: Path, name: str) -> Path:
-    """Return a copy of the package with one bit turned in the middle of the file that was `name`."""
-    shutil.copytree(made.package, folder)
-    stored = next(entry.stored_name for entry in made.manifest.files if entry.name == name)
-    content = bytearray((folder / stored).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / stored).write_bytes(content)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("name", "verify"),
     [("parts/ready-int8-block/decoder.safetensors", "read"), ("model.safetensors", "full")],
 )
 def test_a_turned_bit_in_the_weights_is_refused(made: Made, tmp_path: Path, name: str, verify: str) -> None:
     """In what this start reads; and with `full` in what it does not read, too."""
-    package = str(flipped(made, tmp_path / "package", name))
+    package = made.flipped(tmp_path / "package", name)
     server = made.server(tmp_path / "server", STRONGROOM_MODEL=package, STRONGROOM_VERIFY=verify)
     assert "package_refused: corrupted or tampered with" in refused(server, EXIT_PACKAGE)
 
@@ -287,19 +238,3 @@ def test_a_locked_endpoint_waits_for_its_key_takes_the_right_one_once_and_serves
         )
     finally:
         server.stop()
-
-
-def test_ping_answers_while_the_package_is_opened(made: Made, tmp_path: Path) -> None:
-    """Red, with the phase; how soon is measured elsewhere, on a machine that has nothing else to do."""
-    server = made.server(tmp_path)
-    server.start()
-    told: list[dict[str, str]] = []
-    try:
-        while (reply := server.request("GET", "/ping"))[0] != 200:
-            assert reply[0] == 503
-            told.append(json.loads(reply[2]))
-    finally:
-        server.stop()
-    assert told, "it never answered before it was ready"
-    assert {each["seal"] for each in told} == {"sealed"}
-    assert {each["phase"] for each in told} <= {"none", "opening", "weights", "probe", "warmup"}
