@@ -24,7 +24,7 @@ REFUSED: Final = frozenset({400, 401, 404, 405, 411, 413, 415, 422})
 EITHER: Final = ANSWERED | REFUSED
 INVOKE: Final = "/invocations"
 NAMED, HEADERS = "unknown field", "headers"
-# Whose own caller reads the canary again, in an error too: the field's name, the attributes that are passed on.
+# Whose own caller reads the canary again, in an error too: a field's name, attributes that are passed on.
 ECHOED: Final = frozenset({NAMED, HEADERS})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infra.image import serving
+from infra.image import container, serving
 from infra.image.container import Process
 from infra.image.docker import DockerFailed
 from infra.image.serving import NeverHealthy, Serving, Way
@@ -248,3 +248,27 @@ def test_the_demo_is_right_when_all_six_runs_are_and_answer_alike(
             assert user == f"{expected}:{expected}" and expected >= 20_000
         else:
             assert (user, expected) == (None if kind == "its own user" else "0", 10001)
+
+
+def test_what_docker_makes_for_a_mount_is_no_change_and_what_is_beside_it_is(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Serving("image", Path("/model"), Way.SOCKET) as served:
+        mounts = {"Mounts": [{"Destination": "/run/secrets/key"}]}
+        monkeypatch.setattr(serving, "inspect", lambda *_: mounts)
+        said = "C /run\nA /run/secrets\nA /run/secrets/key\nA /run/secrets/other\nA /tmp/x\n"
+        monkeypatch.setattr(serving, "docker", lambda *_: said)
+        assert served.changes() == ["A /run/secrets/other", "A /tmp/x"]
+
+
+def test_patience_does_not_count_a_machine_that_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("infra.image.container.time.monotonic", lambda: now_s[0])
+    patience = container.Patience(20.0)
+    now_s[0] = 500.0
+    assert not patience.over()
+    for _ in range(14):
+        now_s[0] += 1.0
+        assert not patience.over()
+    now_s[0] += 1.0
+    assert patience.over()
