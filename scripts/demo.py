@@ -12,12 +12,13 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from infra.emulator.server import Emulator
 from scripts.demo_model import ensure_checkpoint
-from scripts.demo_package import ensure_ready, sealed
+from scripts.demo_package import Sealed, ensure_ready, sealed
 from scripts.endpoint import ROOT, Endpoint
 from scripts.progress import progress, say
 
@@ -96,19 +97,44 @@ def sound(given: dict[str, Any]) -> bool:
     return "Paris" in given["reply"] and given["time_to_first_token_s"] < given["last_part_s"]
 
 
+@contextlib.contextmanager
+def packed(model_dir: Path) -> Iterator[Sealed]:
+    """Yield the model as a sealed package, which goes afterwards."""
+    with contextlib.ExitStack() as stack:
+        with progress("sealing the model") as told:
+            ready = ensure_ready(model_dir, told)
+            package = stack.enter_context(sealed(ready, "smollm2-135m-instruct", told))
+        megabytes = package.sealed_bytes / 1e6
+        say(f"{megabytes:.0f} MB: {package.sealed_s:.1f} s to seal, {package.verified_s:.1f} s to verify")
+        yield package
+
+
+def timing(package: Sealed) -> dict[str, Any]:
+    """Return how long sealing and verifying took, for the report."""
+    return {"seal_s": round(package.sealed_s, 2), "verify_s": round(package.verified_s, 2)}
+
+
+def in_the_image(model_dir: Path, tag: str, *, plain: bool) -> tuple[bool, dict[str, Any]]:
+    """Serve with the image, sealed unless `plain`; return whether all went well, and the report."""
+    from scripts import demo_image
+
+    if plain:
+        return demo_image.in_the_image(demo_image.Model(model_dir), tag, calls, sound)
+    with packed(model_dir) as package:
+        given = demo_image.Model(package.path, package.key, package.environment)
+        ok, report = demo_image.in_the_image(given, tag, calls, sound)
+        return ok, {**timing(package), **report}
+
+
 def on_this_machine(model_dir: Path, *, plain: bool) -> tuple[bool, dict[str, Any]]:
     """Serve with this checkout, sealed unless `plain`; return whether all went well, and the report."""
     environment: dict[str, str] = {}
     facts: dict[str, Any] = {"sealed": not plain}
     with contextlib.ExitStack() as stack:
         if not plain:
-            with progress("sealing the model") as told:
-                ready = ensure_ready(model_dir, told)
-                package = stack.enter_context(sealed(ready, "smollm2-135m-instruct", told))
+            package = stack.enter_context(packed(model_dir))
             model_dir, environment = package.path, package.environment
-            megabytes = package.sealed_bytes / 1e6
-            say(f"{megabytes:.0f} MB: {package.sealed_s:.1f} s to seal, {package.verified_s:.1f} s to verify")
-            facts |= {"seal_s": round(package.sealed_s, 2), "verify_s": round(package.verified_s, 2)}
+            facts |= timing(package)
         say("starting the server")
         endpoint = stack.enter_context(Endpoint(model_dir, environment=environment, progress=say))
         say(f"healthy after {endpoint.start_s:.1f} s; putting the local SageMaker runtime in front of it")
@@ -148,7 +174,7 @@ def main() -> int:
         from scripts import demo_image
 
         try:
-            ok, report = demo_image.in_the_image(model_dir, options.image, calls, sound)
+            ok, report = in_the_image(model_dir, options.image, plain=options.plain)
         except demo_image.FAILURES as error:
             print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
             return 3

@@ -38,6 +38,7 @@ class Sealed:
     """A package that is ready to serve, and what its endpoint has to be told."""
 
     path: Path
+    key: Path
     environment: dict[str, str]
     sealed_s: float
     verified_s: float
@@ -131,6 +132,7 @@ def _seal(model: Path, folder: Path, name: str, told: Told) -> Sealed:
         reader.prove_whole(lambda done: told("verifying", done / total))
     return Sealed(
         path=package,
+        key=key_path,
         environment={
             "STRONGROOM_KEY": f"file:{key_path}",
             "STRONGROOM_VENDOR_ROOTS": f"ed25519:{root.public_key.hex()}",

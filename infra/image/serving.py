@@ -15,12 +15,14 @@ import http.client
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Self
 
 from infra.emulator.registry import UNIX, parse_address
 from infra.emulator.upstream import connect
-from infra.image.container import PORT, RESTRICTED, ROOT_RIGHTS, START_S, Container, listeners
+from infra.image.container import PORT, RESTRICTED, ROOT_RIGHTS, START_S, Container, Patience, listeners
 from infra.image.docker import docker, inspect, run
 
 INSIDE: Final = "/run/strongroom"  # where the image has a place for the socket's folder
@@ -29,6 +31,7 @@ SOCKET: Final = "http.sock"
 RESOLVER: Final = "0B00007F"
 PING_S: Final = 2.0
 LOOK_EVERY_S: Final = 0.1
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Way(enum.StrEnum):
@@ -47,11 +50,25 @@ class NeverHealthy(Exception):
 class Serving:
     """A container of `image` that answers at `upstream`; use it as a context.
 
-    `user` is None for the image's own, or what docker's `--user` takes. Raises NeverHealthy, DockerFailed.
+    `user` is None for the image's own, or what docker's `--user` takes; `restricted` is what is taken away;
+    `network` names one that is there already and stays. Raises NeverHealthy, DockerFailed.
     """
 
-    def __init__(self, image: str, model: Path, way: Way, user: str | None = None) -> None:
+    def __init__(
+        self,
+        image: str,
+        model: Path,
+        way: Way,
+        user: str | None = None,
+        *,
+        environment: Mapping[str, str] = NOTHING,
+        mounts: Sequence[str] = (),  # as docker's `--volume` takes them
+        restricted: Sequence[str] = RESTRICTED,
+        network: str = "",
+    ) -> None:
         self._image, self._model, self._way, self._user = image, model, way, user
+        self._environment, self._network = environment, network
+        self._flags = [*restricted, *(part for mount in mounts for part in ("--volume", mount))]
         self._stack = contextlib.ExitStack()
         self.upstream = ""  # HOST:PORT or unix:/PATH
         self.start_s = 0.0
@@ -63,7 +80,7 @@ class Serving:
                 self.container, self.upstream = self._on_socket(stack)
             else:
                 self.container, self.upstream = self._on_network(stack)
-            self._wait(began)
+            self._wait()
             self.start_s = time.monotonic() - began
             self._stack = stack.pop_all()
         return self
@@ -83,9 +100,7 @@ class Serving:
         return stack.enter_context(self._container(flags, environment)), f"{UNIX}{inner / SOCKET}"
 
     def _on_network(self, stack: contextlib.ExitStack) -> tuple[Container, str]:
-        network = f"strongroom-{uuid.uuid4().hex[:12]}"
-        docker("network", "create", "--internal", network)
-        stack.callback(run, "network", "rm", network)
+        network = self._network or stack.enter_context(internal_network())
         container = stack.enter_context(self._container(["--network", network], {}))
         address = inspect(container.name, "container")["NetworkSettings"]["Networks"][network]["IPAddress"]
         return container, f"{address}:{PORT}"
@@ -96,13 +111,14 @@ class Serving:
             self._image,
             self._model,
             user=self._user,
-            flags=[*RESTRICTED, *rights, *flags],
-            environment=environment,
+            flags=[*self._flags, *rights, *flags],
+            environment={**self._environment, **environment},
         )
 
-    def _wait(self, began: float) -> None:
+    def _wait(self) -> None:
+        patience = Patience(START_S)
         while self.get("/ping")[0] != 200:
-            if not self.container.state["Running"] or time.monotonic() - began > START_S:
+            if not self.container.state["Running"] or patience.over():
                 raise NeverHealthy(f"the container was never healthy\n{self.container.log()[-2000:]}")
             time.sleep(LOOK_EVERY_S)
 
@@ -126,12 +142,26 @@ class Serving:
         return sum(not address.startswith(f"{RESOLVER}:") for address in found)
 
     def changes(self) -> list[str]:
-        """Return what the container changed in its file system."""
-        return docker("diff", self.container.name).splitlines()
+        """Return what the container changed in its file system; places of mounts are docker's doing."""
+        mounted = [Path(one["Destination"]) for one in inspect(self.container.name, "container")["Mounts"]]
+        places = {str(path) for mount in mounted for path in (mount, *mount.parents)}
+        changed = docker("diff", self.container.name).splitlines()
+        return [line for line in changed if line[2:] not in places]
 
     def users(self) -> list[int]:
         """Return the users that its processes run as."""
         return sorted({process.number("Uid") for process in self.container.processes()})
+
+
+@contextlib.contextmanager
+def internal_network() -> Iterator[str]:
+    """Yield the name of a network without a way out; it goes afterwards. Raises DockerFailed."""
+    name = f"strongroom-{uuid.uuid4().hex[:12]}"
+    docker("network", "create", "--internal", name)
+    try:
+        yield name
+    finally:
+        run("network", "rm", name)
 
 
 def flags_of(container: Container) -> dict[str, object]:

@@ -38,7 +38,7 @@ def alone(*command: object, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_the_demo_gives_one_answer_over_both_ways_and_as_every_user(tag: str, demo_checkpoint: Path) -> None:
-    ok, report = demo_image.in_the_image(demo_checkpoint, tag, demo.calls, demo.sound)
+    ok, report = demo.in_the_image(demo_checkpoint, tag, plain=False)
     assert ok, report
 
 

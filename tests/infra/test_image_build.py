@@ -43,6 +43,11 @@ def test_wheels_are_installed_by_hash_from_the_folder_and_nothing_else() -> None
     assert DOCKERFILE.count("--no-index") == 4  # and the two of our own wheel
 
 
+def test_what_differs_from_commit_to_commit_comes_after_the_wheels() -> None:
+    wheels, first_change = DOCKERFILE.index('tools.lock"]'), DOCKERFILE.index("SOURCE_DATE_EPOCH")
+    assert wheels < first_change < DOCKERFILE.index("COPY source")
+
+
 def test_the_last_stage_copies_from_the_first_and_runs_nothing() -> None:
     last = DOCKERFILE[DOCKERFILE.index("FROM scratch") :]
     assert "\nRUN" not in last

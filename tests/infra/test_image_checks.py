@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.image.checks import configuration, files, packages
+from infra.image.checks.configuration import SECRET
 from infra.image.checks.table import Result
 from infra.image.subject import SITE, Image
 from tests.infra.tiny_image import LOCK, PACKAGE, File, TinyImage
@@ -180,3 +181,10 @@ def test_what_a_later_layer_deletes_is_not_in_the_result(tmp_path: Path) -> None
     in_another_layer("opt/x.pkl")(tiny)
     found = results(tiny, tmp_path)
     assert found[30].passed
+
+
+def test_a_librarys_marker_is_no_key_and_a_key_is_one_wherever_it_stands() -> None:
+    marker = "-----BEGIN OPENSSH " + "PRIVATE KEY-----"
+    assert not SECRET.search(f'_SK_START = b"{marker}"\n')
+    for text in (f"{marker}\nb3Bl", f'{{"key": "{marker}\\nb3Bl"}}', f"{marker}b3Bl", marker):
+        assert SECRET.search(text), text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infra.image import serving
+from infra.image import container, serving
 from infra.image.container import Process
 from infra.image.docker import DockerFailed
 from infra.image.serving import NeverHealthy, Serving, Way
@@ -163,7 +164,7 @@ def test_a_network_that_cannot_be_made_starts_nothing(
     assert FakeContainer.made == []
 
 
-RIGHT = {"lockdown": "on", "ports": 0, "users": [10001], "changed_files": [], "exit": 0}
+RIGHT = {"lockdown": "on", "seal": "sealed", "ports": 0, "users": [10001], "changed_files": [], "exit": 0}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,7 @@ RIGHT = {"lockdown": "on", "ports": 0, "users": [10001], "changed_files": [], "e
         ({}, []),
         ({"lockdown": "off"}, ["lockdown"]),
         ({"lockdown": None}, ["lockdown"]),
+        ({"seal": "plaintext"}, ["seal"]),
         ({"ports": 1}, ["ports"]),
         ({"users": [0]}, ["users"]),
         ({"users": [0, 10001]}, ["users"]),
@@ -180,12 +182,32 @@ RIGHT = {"lockdown": "on", "ports": 0, "users": [10001], "changed_files": [], "e
     ],
 )
 def test_each_thing_that_is_not_as_it_must_be_is_named(changed: dict[str, Any], wrong: list[str]) -> None:
-    assert demo_image.wrong(RIGHT | changed, Way.SOCKET, 10001) == wrong
+    assert demo_image.wrong(RIGHT | changed, Way.SOCKET, 10001, sealed=True) == wrong
 
 
 def test_a_port_is_right_on_a_network_and_wrong_on_a_socket() -> None:
-    assert demo_image.wrong(RIGHT | {"ports": 1}, Way.INTERNAL, 10001) == []
-    assert demo_image.wrong(RIGHT, Way.INTERNAL, 10001) == ["ports"]
+    assert demo_image.wrong(RIGHT | {"ports": 1}, Way.INTERNAL, 10001, sealed=True) == []
+    assert demo_image.wrong(RIGHT, Way.INTERNAL, 10001, sealed=True) == ["ports"]
+
+
+def test_a_plain_model_in_the_demo_is_one_that_was_asked_for() -> None:
+    assert demo_image.wrong(RIGHT | {"seal": "plaintext"}, Way.SOCKET, 10001, sealed=False) == []
+    assert demo_image.wrong(RIGHT, Way.SOCKET, 10001, sealed=False) == ["seal"]
+
+
+def test_the_key_in_the_container_is_a_copy_for_its_user_alone_and_goes(tmp_path: Path) -> None:
+    kept = tmp_path / "key"
+    kept.write_text("k")
+    kept.chmod(0o600)
+    model = demo_image.Model(tmp_path, kept, {"STRONGROOM_VENDOR_ROOTS": "ed25519:00"})
+    with demo_image.key_of(model, os.getuid()) as (mounts, environment):
+        copy = Path(mounts[0].split(":")[0])
+        assert mounts == [f"{copy}:/run/secrets/key:ro"]
+        assert copy.read_text() == "k" and copy.stat().st_mode & 0o777 == 0o400
+        assert copy.stat().st_uid == os.getuid()
+    assert environment["STRONGROOM_KEY"] == "file:/run/secrets/key"
+    assert environment["STRONGROOM_VENDOR_ROOTS"] == "ed25519:00"
+    assert not copy.exists()
 
 
 GIVEN = {"reply": "Paris.", "time_to_first_token_s": 0.1, "last_part_s": 1.0}
@@ -206,12 +228,16 @@ def test_the_demo_is_right_when_all_six_runs_are_and_answer_alike(
 ) -> None:
     seen: list[tuple[Way, str, str | None, int]] = []
 
-    def one(_: str, __: Path, way: Way, kind: str, user: str | None, expected: int, ___: object) -> Any:
+    def one(
+        _: str, __: demo_image.Model, way: Way, kind: str, user: str | None, expected: int, ___: object
+    ) -> Any:
         seen.append((way, kind, user, expected))
         return GIVEN | {"wrong": []} | changes.get(len(seen) - 1, {})
 
     monkeypatch.setattr(demo_image, "one", one)
-    result, report = demo_image.in_the_image(Path("/model"), "image:1", lambda _: {}, demo.sound)
+    result, report = demo_image.in_the_image(
+        demo_image.Model(Path("/model")), "image:1", lambda _: {}, demo.sound
+    )
     assert result is ok
     assert len(report["runs"]) == 6 and report["image"] == "image:1"
     assert {(way, kind) for way, kind, _, _ in seen} == {
@@ -222,3 +248,27 @@ def test_the_demo_is_right_when_all_six_runs_are_and_answer_alike(
             assert user == f"{expected}:{expected}" and expected >= 20_000
         else:
             assert (user, expected) == (None if kind == "its own user" else "0", 10001)
+
+
+def test_what_docker_makes_for_a_mount_is_no_change_and_what_is_beside_it_is(
+    calls: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Serving("image", Path("/model"), Way.SOCKET) as served:
+        mounts = {"Mounts": [{"Destination": "/run/secrets/key"}]}
+        monkeypatch.setattr(serving, "inspect", lambda *_: mounts)
+        said = "C /run\nA /run/secrets\nA /run/secrets/key\nA /run/secrets/other\nA /tmp/x\n"
+        monkeypatch.setattr(serving, "docker", lambda *_: said)
+        assert served.changes() == ["A /run/secrets/other", "A /tmp/x"]
+
+
+def test_patience_does_not_count_a_machine_that_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("infra.image.container.time.monotonic", lambda: now_s[0])
+    patience = container.Patience(20.0)
+    now_s[0] = 500.0
+    assert not patience.over()
+    for _ in range(14):
+        now_s[0] += 1.0
+        assert not patience.over()
+    now_s[0] += 1.0
+    assert patience.over()

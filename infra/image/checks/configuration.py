@@ -18,9 +18,10 @@ BUDGET_BYTES: Final = {"cpu": 1_200_000_000, "cuda": 9_000_000_000}
 ISOLATED: Final = ["-I", "-B", "-X", "utf8"]
 LABELS: Final = ("version", "revision", "created", "licenses", "base.digest")
 SECRET_NAME: Final = re.compile(r"(?i)(passw|secret|token|api_?key|private_?key|credential)")
+# A library that reads keys has the marker as a constant of its own: what a quote ends there is no key.
 SECRET: Final = re.compile(
-    r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b"
-    r"|\bhf_[A-Za-z0-9]{34}\b|\bsk-[A-Za-z0-9]{40,}\b|\bxox[abp]-[0-9A-Za-z-]{20,}|\bglpat-[A-Za-z0-9_-]{20}\b"
+    r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----(?![\"'])|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\bgh[pousr]_[A-Za-z0-9]{36}\b|\bhf_[A-Za-z0-9]{34}\b|\bsk-[A-Za-z0-9]{40,}\b|\bxox[abp]-[0-9A-Za-z-]{20,}|\bglpat-[A-Za-z0-9_-]{20}\b"
 )
 
 

@@ -1,0 +1,1 @@
+"""Tests of the evidence pack: each detector beside a server that leaks on purpose."""
