@@ -55,6 +55,7 @@ KEPT_TO: dict[str, frozenset[str]] = {
 OUTSIDE_VIEWS = ("contract", "attacks", "chaos", "evals", "redteam", "bench")
 # The bench times the engine without HTTP, too, to tell what HTTP costs: these files and no others reach in.
 REACH_IN: dict[str, frozenset[str]] = {
+    "bench/gpu_bounds.py": frozenset({"container.model"}),
     "bench/gpu_load.py": frozenset({"container.engine", "container.model"}),
     "bench/gpu_sections.py": frozenset({"container.kernels", "container.model"}),
     "bench/gpu_shapes.py": frozenset({"container.model"}),

@@ -7,6 +7,7 @@ leaves no block and no slot behind.
 
     submit -> Scheduler.plan -> Runner.run -> Scheduler.commit -> deltas
     cancel ---^                     | raises: fail the requests of that step, reset, recompute the rest
+              on a device: launch, and collect in the next call, behind the next launch (see `ahead`)
 
 One thread calls everything here but `refusal`; arrivals and cancels take effect between steps.
 """
@@ -17,10 +18,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 
 from container.engine.admission import EngineLimits, Gate
-from container.engine.grammar import Aside, Compilation, Grammars, GrammarState
+from container.engine.ahead import Ahead
+from container.engine.grammar import Aside, Grammars, GrammarState
+from container.engine.live import Live
 from container.engine.outcome import match
 from container.engine.planning import Step
 from container.engine.prefix import PrefixNames
@@ -36,21 +40,11 @@ from container.engine.request import (
 from container.engine.scheduler import Scheduler
 from container.engine.sequence import Sequence, State
 from container.engine.stats import Counters, Stats
-from container.engine.step import Capacity, RowResult, Runner
+from container.engine.step import Capacity, RowResult, Runner, StepResult
 
 __all__ = ["Engine", "EngineLimits", "Stats"]
 
 _log = logging.getLogger("strongroom.engine")
-
-
-@dataclass(slots=True)
-class _Live:
-    """An accepted request that has not ended: its unfinished choices, and how the finished ones went."""
-
-    open: list[Sequence] = field(default_factory=list)
-    compilation: Compilation | None = None  # held until the request ends
-    failed: bool = False
-    cancelled: bool = False
 
 
 class Engine:
@@ -76,12 +70,13 @@ class Engine:
         self._capacity = runner.capacity()
         if grammars is None:
             self._capacity = replace(self._capacity, grammar=False)
+        self._ahead = Ahead(runner) if self._capacity.runs_ahead else None
         self._grammars = grammars
         self._aside = Aside()
         self._gate = Gate(self._capacity, limits or EngineLimits())
         self._names = PrefixNames(boot_key or secrets.token_bytes(32), model_identity)
         self._scheduler = Scheduler(self._capacity, self._gate.running_limit)
-        self._live: dict[RequestKey, _Live] = {}
+        self._live: dict[RequestKey, Live] = {}
         self._load = (0, 0)  # sequences running and waiting, for `refusal`
         self._pending: list[SequenceDelta] = []  # endings that happened between steps
         self._counters = Counters()
@@ -100,7 +95,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """True while `step` has something to run or to report."""
-        return bool(self._live or self._pending)
+        return bool(self._live or self._pending or self._under_way)
 
     # Arrivals and departures
 
@@ -121,7 +116,7 @@ class Engine:
             Sequence.of(request, choice, self._serial + choice, root) for choice in range(request.choices)
         ]
         self._serial += request.choices
-        live = self._live[request.key] = _Live(open=choices)
+        live = self._live[request.key] = Live(open=choices)
         grammar = request.sampling.grammar
         if grammar is not None and self._grammars is not None:
             live.compilation = self._grammars.prepare(grammar)
@@ -182,7 +177,8 @@ class Engine:
     def step(self) -> list[SequenceDelta]:
         """Run one step and return what it added; returns [] and runs nothing when there is nothing to do.
 
-        A runner that raises costs the requests of that step; if its `reset` raises too, so does this.
+        A runner that raises costs the requests of that step; if its `reset` raises too, so does this. On a
+        runner that runs ahead this begins one step and returns what the one before it added.
         """
         deltas, self._pending = self._pending, []
         deltas.extend(self._settle_grammars())
@@ -190,20 +186,21 @@ class Engine:
         step = self._scheduler.plan(self._step_number + 1)
         for sequence in self._scheduler.take_exhausted():
             deltas.extend(self._fail_request(sequence.key, ErrorCode.KV_EXHAUSTED))
-        if step is None:
+        if step is None and not self._under_way:
             return deltas
         generated = self._counters.generated_tokens
         full = self._scheduler.full
-        self._step_number += 1
-        self._counters.steps += 1
-        try:
-            outcome = match(step, self._runner.run(step.plan), self._capacity.vocabulary)
-        except Exception as error:  # noqa: BLE001 - whatever the device throws, the engine goes on
-            deltas.extend(self._fail_step(step, error))
-        else:
-            deltas.extend(self._apply(step, outcome))
+        if step is not None:
+            self._step_number += 1
+            self._counters.steps += 1
+        if self._ahead is not None:
+            deltas.extend(self._overlap(self._ahead, step))
+        elif step is not None:
+            self._scheduler.advance(step)
+            deltas.extend(self._take(step, partial(self._runner.run, step.plan)))
         self._counters.last_step_s = self._clock() - started_s
-        if all(count == 1 for _, count in step.rows):  # steps that compute prompts say nothing about others
+        # Steps that compute prompts say nothing about others.
+        if step is not None and all(count == 1 for _, count in step.rows):
             self._scheduler.speculation.costs.observe(len(step.plan.tokens), self._counters.last_step_s)
         if full:
             made = self._counters.generated_tokens - generated
@@ -211,12 +208,46 @@ class Engine:
         self._note_load()
         return deltas
 
+    def _overlap(self, ahead: Ahead, step: Step | None) -> list[SequenceDelta]:
+        """Launch `step`, take in the one before it, which ran meanwhile, and leave `step` under way."""
+        before, launched, failure = ahead.turn(), None, None
+        try:
+            launched = None if step is None else ahead.launch(step)
+        except Exception as error:  # noqa: BLE001 - as in `_take`; what ran before it has not failed
+            failure = error
+        deltas: list[SequenceDelta] = []
+        if before is not None:
+            faults = self._counters.failed_steps
+            deltas.extend(self._take(before.step, before.collect))
+            if self._counters.failed_steps > faults:
+                return deltas  # the runner has forgotten what was launched behind it: it is planned again
+        if step is not None and failure is not None:
+            deltas.extend(self._fail_step(step, failure))
+        if launched is not None:
+            self._scheduler.advance(launched.step)
+            if launched.ticket.ready:
+                return deltas + self._take(launched.step, launched.collect)
+            ahead.leave(launched)
+        return deltas
+
+    def _take(self, step: Step, result: Callable[[], StepResult]) -> list[SequenceDelta]:
+        """Account for what a step gave."""
+        try:
+            outcome = match(step, result(), self._capacity.vocabulary)
+        except Exception as error:  # noqa: BLE001 - whatever the device throws, the engine goes on
+            return self._fail_step(step, error)
+        return self._apply(step, outcome)
+
     def _settle_grammars(self) -> list[SequenceDelta]:
         """Queue what waited for a grammar that is ready now; end what waited for one that failed."""
         ready, failed = self._aside.settle()
         for choices in ready:
             self._scheduler.add(choices)
         return [delta for key in failed for delta in self._fail_request(key, ErrorCode.GRAMMAR)]
+
+    @property
+    def _under_way(self) -> bool:
+        return self._ahead is not None and self._ahead.under_way is not None
 
     @property
     def _waiting(self) -> int:
@@ -260,10 +291,12 @@ class Engine:
     def _apply(self, step: Step, outcome: dict[Sequence, RowResult]) -> list[SequenceDelta]:
         deltas: list[SequenceDelta] = []
         failed = {sequence: row for sequence, row in outcome.items() if row.failed}
-        accepted = {sequence: len(outcome[sequence].accepted) for sequence in step.drafts}
+        accepted = {s: len(outcome[s].accepted) for s in step.drafts if s in outcome}
         self._scheduler.commit(step, failed, accepted)
         self._counters.draft_tokens += sum(map(len, step.drafts.values()))
         self._counters.accepted_tokens += sum(accepted.values())
+        for sequence in outcome:
+            sequence.receive()
         for sequence, row in failed.items():
             code = ErrorCode.GRAMMAR if row.grammar_failed else ErrorCode.NUMERICAL
             deltas.extend(self._fail_request(sequence.key, code))
@@ -328,6 +361,7 @@ class Engine:
         error: ErrorCode | None = None,
     ) -> SequenceDelta:
         """Finish one choice and return its final delta; the last one ends the request."""
+        sequence.receive()  # what is under way is for nobody
         delta = self._delta(sequence, tokens, finish, error)
         if sequence.state is State.RUNNING:  # who only waited leaves no place behind
             self._gate.pace.answered(sequence.generated)

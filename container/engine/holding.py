@@ -33,7 +33,7 @@ class Holding:
     def ready(self, provider: Sequence) -> list[Sequence]:
         """Return, in order, and forget those for whom `provider` has computed enough."""
         waiting = self._waiting.get(provider, {})
-        ready = [waiter for waiter, tokens in waiting.items() if tokens <= provider.computed]
+        ready = [waiter for waiter, tokens in waiting.items() if tokens <= provider.confirmed]
         for waiter in ready:
             del waiting[waiter]
         if not waiting:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from container.engine.blocks import Published
 from container.engine.sequence import Sequence
 from container.engine.step import (
+    ROW_FED,
     ROW_HOLDS_STOPS,
     ROW_PROMPT_LOGPROBS,
     ROW_SAMPLES,
@@ -119,7 +120,9 @@ def build(
 
 
 def _assignment(sequence: Sequence) -> SlotAssignment:
-    assert sequence.slot is not None, "an assigned sequence has a slot"
+    assert sequence.slot is not None and not sequence.expects, (
+        "who is assigned a slot has one, and all tokens"
+    )
     return SlotAssignment(
         slot=sequence.slot,
         sampling=sequence.sampling,
@@ -133,6 +136,9 @@ def _assignment(sequence: Sequence) -> SlotAssignment:
 def _flags(sequence: Sequence, count: int) -> int:
     samples = sequence.computed + count == sequence.total
     flags = 0
+    if sequence.expects:
+        assert count == 1 and samples, "what is under way is the last of a row"
+        flags |= ROW_FED
     if samples:
         flags |= ROW_SAMPLES
         if sequence.generated < sequence.request.min_tokens:

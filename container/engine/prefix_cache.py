@@ -2,8 +2,9 @@
 
 Owns: the reading of a sequence's tokens as a chain of named blocks.
 Must not know: policy, slots, steps beyond their rows. Standard library only.
-Invariant: what is offered is known tokens only, in whole blocks, each content once; the last token of a
-sequence is never looked up, since without computing it there would be no logits.
+Invariant: what is offered is known tokens only, in whole blocks, each content once; a step that was planned
+runs, or everything starts over; the last token of a sequence is never looked up, since without computing it
+there would be no logits.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class PrefixCache:
     def __init__(self, pool: BlockPool, enabled: bool) -> None:
         self._pool = pool
         self._enabled = enabled
+        self._coming: set[bytes] = set()  # keys of what steps under way complete
 
     def may_hit(self, sequence: Sequence) -> bool:
         """Return whether the sequence may take over blocks at all."""
@@ -59,7 +61,8 @@ class PrefixCache:
         if not self.may_hit(sequence):
             return None
         for other in running:
-            if other.remaining > 1 and other.root == sequence.root and other.computed // size <= hits:
+            computing = other.known - other.confirmed > 1
+            if computing and other.root == sequence.root and other.confirmed // size <= hits:
                 shared = self._shared(sequence, other, hits)
                 if shared > most:
                     most, provider = shared, other
@@ -69,7 +72,7 @@ class PrefixCache:
 
     def _shared(self, sequence: Sequence, other: Sequence, known: int) -> int:
         """Return how many of the blocks that `sequence` may take are the same in `other`, beyond `known`."""
-        blocks = min(self.hit_blocks(sequence), other.total // self._pool.block_tokens)
+        blocks = min(self.hit_blocks(sequence), other.known // self._pool.block_tokens)
         for each in (sequence, other):
             extend(each.keys, each.root, each.history, self._pool.block_tokens, blocks)
         shared = known
@@ -80,18 +83,30 @@ class PrefixCache:
     def completed(self, rows: Iterable[tuple[Sequence, int]]) -> list[tuple[Sequence, int, Published]]:
         """Return the blocks these rows complete, each content once, without what is published already.
 
-        Blocks that accepted drafts completed come with the sequence's next row.
+        Blocks that accepted drafts completed come with the sequence's next row, and so do those whose last
+        token is not known yet. What is returned counts as coming until `landed`.
         """
         complete: dict[bytes, tuple[Sequence, int, Published]] = {}
         if not self._enabled:
             return []
         size = self._pool.block_tokens
         for sequence, count in rows:
-            for index in range(sequence.offered, (sequence.computed + count) // size):
+            full = min(sequence.computed + count, sequence.known) // size
+            for index in range(sequence.offered, full):
                 content = self._content(sequence, index)
-                if not self._pool.knows(content.key):
+                if not (self._pool.knows(content.key) or content.key in self._coming):
                     complete.setdefault(content.key, (sequence, index, content))
+            sequence.offered = max(sequence.offered, full)
+        self._coming.update(complete)
         return list(complete.values())
+
+    def landed(self, keys: Iterable[bytes]) -> None:
+        """The step that completed `keys` has ended."""
+        self._coming.difference_update(keys)
+
+    def reset(self) -> None:
+        """No step is under way."""
+        self._coming.clear()
 
     def _content(self, sequence: Sequence, index: int) -> Published:
         size = self._pool.block_tokens

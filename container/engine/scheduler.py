@@ -42,7 +42,10 @@ _arrival = attrgetter("serial")
 
 
 class Scheduler:
-    """Turns sequences into steps. `plan`, run it, then `commit` it (or `reset` after a failure)."""
+    """Turns sequences into steps: `plan`, run it, `advance`, `commit` (or `reset` after a failure).
+
+    Between the last two the next may be planned, for what is not known to have ended.
+    """
 
     def __init__(self, capacity: Capacity, running_limit: int) -> None:
         self._capacity = capacity
@@ -115,6 +118,7 @@ class Scheduler:
             self._unseat(sequence)
             self._enqueue(sequence, State.PREEMPTED)
         self._released.clear()
+        self._cache.reset()
         self.pool.reset()
 
     def _enqueue(self, sequence: Sequence, state: State = State.WAITING) -> None:
@@ -143,6 +147,12 @@ class Scheduler:
         exhausted, self._exhausted = self._exhausted, []
         return exhausted
 
+    def advance(self, step: Step) -> None:
+        """Count what a step computes that was launched, for those of its sequences that still run."""
+        for sequence, count in step.rows:
+            if sequence.state is State.RUNNING:
+                sequence.computed += count
+
     def commit(
         self, step: Step, failed: Collection[Sequence], accepted: Mapping[Sequence, int] = NONE_ACCEPTED
     ) -> None:
@@ -153,15 +163,15 @@ class Scheduler:
         for sequence in failed:
             for block in sequence.table:
                 self.pool.forget(block)
-        for sequence, count in step.rows:
-            if sequence not in failed:
-                sequence.offered = (sequence.computed + count) // self.pool.block_tokens
-                sequence.computed += count
+        for (sequence, count), start in zip(step.rows, step.plan.starts, strict=True):
+            if sequence.state is State.RUNNING:  # who left or was preempted meanwhile holds nothing
+                sequence.confirmed = start + count
         for sequence, index, content in step.publish:
-            if sequence not in failed:
+            if sequence not in failed and sequence.state is State.RUNNING:
                 self.pool.publish(sequence.table[index], content)
+        self._cache.landed(content.key for _, _, content in step.publish)
         for sequence, drafts in step.drafts.items():
-            if sequence not in failed:
+            if sequence not in failed and sequence.state is State.RUNNING:
                 self._settle(sequence, len(drafts), accepted.get(sequence, 0))
         for sequence, _ in step.rows:
             for waiter in self._holding.ready(sequence):
@@ -171,6 +181,7 @@ class Scheduler:
         """Count what was accepted of a row's drafts and take back the rest."""
         self.speculation.settle(sequence, drafts, accepted)
         sequence.computed += accepted
+        sequence.confirmed += accepted
         if accepted < drafts:
             self._overhanging[sequence] = None
         kept = self.pool.blocks_for(sequence.computed)
@@ -193,12 +204,13 @@ class Scheduler:
             assert sequence.offered <= sequence.computed // self.pool.block_tokens, "a draft was published"
             assert sequence.state is State.RUNNING, "a sequence runs that is not RUNNING"
             assert sequence.computed < sequence.total, "a running sequence has nothing to compute"
+            assert sequence.confirmed <= sequence.computed, "what is confirmed was never planned"
             assert len(sequence.table) == self.pool.blocks_for(sequence.computed), "blocks and tokens differ"
 
     # Order of a step
 
     def _decode(self, outline: Outline) -> None:
-        for sequence in [s for s in self.running if s.remaining == 1]:
+        for sequence in [s for s in self.running if s.remaining == 1 and not s.complete]:
             if sequence.state is State.RUNNING and self._reserve(sequence, 1, outline):
                 outline.put(sequence, 1)
 
@@ -335,7 +347,7 @@ class Scheduler:
         while wanted > self.pool.available or count > outline.resident_left:
             victim = self._victim(sequence)
             if victim is None:
-                if self.running == [sequence]:
+                if self.running == [sequence] and not sequence.expects:  # else it may be about to end
                     outline.resident_left += sequence.computed
                     self.remove(sequence)
                     self._exhausted.append(sequence)
@@ -368,7 +380,7 @@ class Scheduler:
         for block in hits:
             self.pool.acquire(block)
         sequence.table = hits
-        sequence.computed = len(hits) * self.pool.block_tokens
+        sequence.computed = sequence.confirmed = len(hits) * self.pool.block_tokens
         sequence.offered = len(hits)
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed

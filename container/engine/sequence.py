@@ -3,6 +3,8 @@
 Owns: the table of legal states, token history, how much of it has keys and values, blocks held, seeds.
 Must not know: other sequences, policy, the runner. Standard library only.
 Invariant: `computed` <= `total` = prompt + generated; only a RUNNING sequence holds a slot and blocks.
+While a step is under way that samples for it, its last token is not known yet (`expects`): history ends in a
+placeholder that nobody may read, and that counts as generated.
 
     NEW ---> ASIDE ---> HELD <--> WAITING ---> RUNNING ---> FINISHED    every queued state may go to FINISHED
      |         |         ^          ^           |   ^
@@ -24,6 +26,7 @@ from typing import Final
 from container.engine.guesses import Guesses
 from container.engine.request import SEED_BITS, EngineRequest, RequestKey, SampledToken, SamplingParams
 
+PLACEHOLDER: Final = 0
 SEED_DOMAIN: Final = b"strongroom/choice-seed/v1"
 
 
@@ -79,7 +82,9 @@ class Sequence:
     history: array[int]  # prompt, then what was generated
     root: bytes  # start of its chain of prefix keys
     state: State = State.NEW
-    computed: int = 0  # tokens whose keys and values are valid
+    computed: int = 0  # tokens whose keys and values are valid, or will be after the step under way
+    confirmed: int = 0  # those of them that steps which have ended computed
+    expects: bool = False  # the last token of its history is a placeholder: its step is under way
     table: list[int] = field(default_factory=list)  # block ids in order
     announced: int = 0  # table entries the runner has been told
     offered: int = 0  # leading blocks that were published, or were known to be already
@@ -137,6 +142,16 @@ class Sequence:
         return len(self.history) - self.computed
 
     @property
+    def known(self) -> int:
+        """Tokens whose ids are known."""
+        return len(self.history) - self.expects
+
+    @property
+    def complete(self) -> bool:
+        """True when the token that is under way is its last, whatever it is."""
+        return self.expects and self.generated >= self.request.max_tokens
+
+    @property
     def limit_tokens(self) -> int:
         """The most tokens it can ever hold."""
         return self.prompt_tokens + self.request.max_tokens
@@ -147,6 +162,18 @@ class Sequence:
         asked = self.sampling.prompt_logprobs is not None
         return asked and len(self.prompt_logprobs) < self.prompt_tokens - 1
 
+    def expect(self) -> None:
+        """Count a token that a step under way samples."""
+        assert not self.expects, "one token is under way at most"
+        self.history.append(PLACEHOLDER)
+        self.expects = True
+
+    def receive(self) -> None:
+        """Take the placeholder away: the step has ended, and whoever calls this appends what it sampled."""
+        if self.expects:
+            self.history.pop()
+            self.expects = False
+
     def move(self, state: State) -> None:
         """Go to `state`; raises IllegalMove when the table has no such arrow."""
         if state not in LEGAL[self.state]:
@@ -155,7 +182,7 @@ class Sequence:
 
     def forget_computed(self) -> None:
         """Drop everything that is tied to a slot; tokens, seed, keys and age stay."""
-        self.computed = 0
+        self.computed = self.confirmed = 0
         self.table = []
         self.announced = 0
         self.offered = 0

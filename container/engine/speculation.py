@@ -45,7 +45,7 @@ class Speculation:
         most = min(self._most, room, asked.max_tokens - made - 1)
         if made < asked.min_tokens:  # the row holds stop ids back, so all of its positions must
             most = min(most, asked.min_tokens - made - 1)
-        if most < 1 or made == 0 or sequence.wants_prompt_logprobs:
+        if most < 1 or made == 0 or sequence.expects or sequence.wants_prompt_logprobs:
             return array("i")
         if sequence.guesses is None:
             sequence.guesses = Guesses(sequence.limit_tokens, self._rate)

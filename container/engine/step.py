@@ -129,6 +129,19 @@ class Capacity:
     # (slabs are copies). None: every slot may be full at once.
     resident_tokens: int | None = None
     draft_tokens: int = 0  # most drafts in a row; 0: the runner verifies none
+    runs_ahead: bool = False  # the runner is an AheadRunner: a step may be launched before the last has ended
+
+
+class Ticket(Protocol):
+    """A step that was launched."""
+
+    @property
+    def ready(self) -> bool:
+        """True when `launch` waited for the step, since its tokens were chosen on the host.
+
+        Always so for a step with drafts, scored rows or rows held to a grammar: what follows depends on more
+        than their tokens.
+        """
 
 
 class Runner(Protocol):
@@ -143,3 +156,17 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Wipe KV and free the device."""
+
+
+class AheadRunner(Runner, Protocol):
+    """Computes steps on a device, in the order they were launched, two at most at a time.
+
+    A step may be launched while the one before it runs: rows flagged ROW_FED take their token where it was
+    sampled. `run` is `collect(launch(plan))`.
+    """
+
+    def launch(self, plan: StepPlan) -> Ticket:
+        """Begin a step; raises what `run` raises."""
+
+    def collect(self, ticket: Ticket) -> StepResult:
+        """Return what a step gave, in the order of launching; blocks until the device is done with it."""

@@ -16,7 +16,7 @@ import torch
 
 from container.engine.step import Runner
 from container.kernels.attention import KVType
-from container.model import device_start, division, fused, probe, shape, surgery
+from container.model import device_format, device_start, division, fused, probe, shape, surgery
 from container.model import parts as parts_made
 from container.model.compat import CompatRunner, PlainModel
 from container.model.facts import Clock, ModelFacts, ModelRefused
@@ -24,11 +24,12 @@ from container.model.folders import parts_of
 from container.model.fused_model import KV_TYPES, page_token_bytes
 from container.model.group import Group
 from container.model.kv_cache import KVCache
-from container.model.load import LoadedModel, quiet, read_config
+from container.model.load import LoadedModel, empty_model, quiet, read_config
 from container.model.packed import PackedModel
 from container.model.positions import freeze_positions
 from container.model.preparation import Preparation, compute_dtype, facts_of
 from container.model.quantize_checkpoint import full_precision
+from container.model.quantize_choose import Choice, Scheme
 from container.model.replay import Measured, ProbeFailed, ProbeReason
 from container.model.runner import NativeRunner, NoSampler, Scorer, SlotSampler, native_runner
 from container.model.shape import RunnerConfig, Sizes
@@ -71,25 +72,26 @@ class _Start:
         self._progress = progress
         self._clock = Clock()
         self._given = steps
+        self._given_first = (config, source)
         self._together = group is not None and group.size > 1
         self._device = None if self._together else device_start.found()
-        if self._device is not None and config.dtype == "auto":
-            config = self._config = replace(config, dtype="bfloat16")
-        self._dtype = compute_dtype(config.dtype, config.quantize, source, alone=not self._together)
-        self._parts = parts_of(config, source)
-        self._source = full_precision(source, self._dtype)
+        self._form = self._form_on_device(source)
+        on_device = self._form is not None and config.dtype == "auto"
+        self._settle(replace(config, dtype="bfloat16") if on_device else config, source)
         torch.set_num_threads(division.threads(config, group.size if group is not None else 1))
         quiet()
 
     def alone(self, make_sampler: Callable[[int], SlotSampler], score: Scorer) -> tuple[Runner, ModelFacts]:
         """Return the runner of a model that one process holds."""
+        served = self._on_device(make_sampler, score)
+        if served is not None:
+            return served
+        if self._form is not None:  # it did not give its own logits there
+            self._settle(*self._given_first)
         prepared, loaded = self._load(surgery.parts(self._config.surgery))
         fused_runner = self._fused(prepared, loaded, make_sampler, score)
         if fused_runner is not None:
             return fused_runner, self._facts(loaded, None, prepared, operators="fused")
-        device_runner = self._on_device(prepared, loaded, make_sampler, score)
-        if device_runner is not None:
-            return device_runner, self._facts(loaded, None, prepared, operators="device")
         known = self._structure()
         measured, reason = self._judge(prepared, loaded, known)
         if measured is None and prepared.fused_unjudged:
@@ -143,17 +145,31 @@ class _Start:
         vocabulary = taken.measured.vocabulary
         return native_runner(packed, make_sampler(vocabulary), score, sizes, vocabulary, self._config)
 
-    def _on_device(
-        self,
-        prepared: Preparation,
-        loaded: LoadedModel,
-        make_sampler: Callable[[int], SlotSampler],
-        score: Scorer,
-    ) -> NativeRunner | None:
-        """Return a runner on an accelerator, None where there is none or the model is not made for it."""
-        device = self._device
-        if device is None or prepared.quantizes:
+    def _settle(self, config: RunnerConfig, source: ModelSource) -> None:
+        """Take over `config` with what follows from it."""
+        self._config = config
+        self._dtype = compute_dtype(config.dtype, config.quantize, source, alone=not self._together)
+        self._parts = parts_of(config, source)
+        self._source = full_precision(source, self._dtype)
+
+    def _form_on_device(self, source: ModelSource) -> Choice | None:
+        """Return the form of the products on the accelerator, None where the model is not served from one."""
+        if self._device is None:
             return None
+        config = read_config(full_precision(source, torch.bfloat16))
+        if not device_start.fits(empty_model(config, torch.bfloat16)):
+            return None
+        facts = facts_of(config, torch.bfloat16)
+        return device_format.chosen(self._device, self._config.quantize, facts)
+
+    def _on_device(
+        self, make_sampler: Callable[[int], SlotSampler], score: Scorer
+    ) -> tuple[NativeRunner, ModelFacts] | None:
+        """Return a runner on an accelerator, None where there is none or the model is not made for it."""
+        device, chosen = self._device, self._form
+        if device is None or chosen is None:
+            return None
+        prepared, loaded = self._load(frozenset(), setting=Scheme.NONE.value)
         wanted = self._wanted(loaded.text_config)
 
         def freeze(measured: Measured) -> int:
@@ -163,13 +179,15 @@ class _Start:
 
         self._progress("comparing with the reference")
         with self._clock.phase("place"):
-            placed = device_start.place(device, loaded, freeze)
+            placed = device_start.place(device, loaded, freeze, device_format.PACKS[chosen.scheme])
         if placed is None:
             return None
         sized = placed.sizes(self._config, wanted)
         self._progress("capturing")
         with self._clock.phase("capture"):
-            return placed.runner(sized, self._config, make_sampler(placed.measured.vocabulary), score)
+            runner = placed.runner(sized, self._config, make_sampler(placed.measured.vocabulary), score)
+        facts = self._facts(loaded, None, prepared, operators="device")
+        return runner, replace(facts, quantize=chosen.scheme.value, quantize_reason=chosen.reason)
 
     def _freeze(self, loaded: LoadedModel, kv_type: KVType | None, measured: Measured) -> int:
         """Freeze positions for the longest sequence that memory allows, and return its tokens."""
@@ -207,10 +225,10 @@ class _Start:
         return self._given or prepared.steps
 
     def _load(
-        self, parts: frozenset[surgery.Part], group: Group | None = None
+        self, parts: frozenset[surgery.Part], group: Group | None = None, *, setting: str | None = None
     ) -> tuple[Preparation, LoadedModel]:
         facts = facts_of(read_config(self._source), self._dtype)
-        prepared = Preparation(self._config.quantize, facts, parts, together=self._together)
+        prepared = Preparation(setting or self._config.quantize, facts, parts, together=self._together)
         place = () if group is None else (group.rank, group.size)
         steps = self._with_parts(prepared, 1 if group is None else group.size)
         with self._clock.phase("load"):

@@ -150,6 +150,10 @@ class Device(Protocol):
     @property
     def operators(self) -> Operators: ...
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """NVIDIA's compute capability, None on anything else."""
+
     def free_bytes(self) -> int:
         """Return how much more memory could be taken."""
 

@@ -97,10 +97,11 @@ class Done:
 
 
 class CpuDevice:
-    """Host memory as a device's; `operators` may be those of an accelerator, interpreted."""
+    """Host memory as a device's; `operators` may be an accelerator's, interpreted, and so `capability`."""
 
-    def __init__(self, operators: Operators | None = None) -> None:
+    def __init__(self, operators: Operators | None = None, capability: tuple[int, int] | None = None) -> None:
         self.operators: Operators = operators or PlainOperators()
+        self.capability = capability
 
     def free_bytes(self) -> int:
         return machine.memory_limit_bytes()

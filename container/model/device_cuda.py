@@ -1,6 +1,6 @@
 """An NVIDIA GPU as a device: memory, one stream of work, copies beside it, captured launches.
 
-Owns: all that names CUDA. Must not know: models, plans. Importing it needs Triton, building it a GPU.
+Owns: all that names CUDA. Must not know: models, plans. Building it needs a GPU.
 Invariant: work is ordered by one stream; downloads run on a second one behind it, so that the next step's
 launches never wait for a copy.
 """
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from container.model.device import Operators
-from container.model.device_triton import TritonOperators
 
 
 class CudaMarker:
@@ -28,12 +27,14 @@ class CudaMarker:
 
 
 class CudaDevice:
-    """GPU number `index`."""
+    """GPU number `index`; operators that read on the host cannot be captured: `captures` is off for them."""
 
-    def __init__(self, index: int = 0, operators: Operators | None = None) -> None:
+    def __init__(self, operators: Operators, index: int = 0, *, captures: bool = True) -> None:
         self._place = torch.device("cuda", index)
         torch.cuda.set_device(self._place)
-        self.operators: Operators = operators or TritonOperators()
+        self.operators = operators
+        self.capability = torch.cuda.get_device_capability(self._place)
+        self._captures = captures
         self._copies = torch.cuda.Stream(self._place)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -63,6 +64,8 @@ class CudaDevice:
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         launch()  # compiles kernels and makes handles, which a capture must not
+        if not self._captures:
+            return launch
         torch.cuda.synchronize(self._place)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

@@ -15,7 +15,7 @@ copied back, before `launch` returns.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,14 +48,18 @@ class Ticket:
     chosen: Tensor | None = None  # (2, rows) int32 in host memory: token, and 1 where it is a number
     copied: Marker | None = None
 
+    @property
+    def ready(self) -> bool:
+        return self.result is not None
+
 
 class DeviceRunner(NativeRunner):
-    """Runs plans on a DeviceModel, one step ahead if the caller wants it. Implements engine.step.Runner."""
+    """Runs plans on a DeviceModel, one step ahead if asked to. Implements engine.step.AheadRunner."""
 
     def __init__(
         self, model: DeviceModel, sampler: SlotSampler, score: Scorer, sizes: Sizes, capacity: Capacity
     ) -> None:
-        super().__init__(model, sampler, score, sizes, capacity)
+        super().__init__(model, sampler, score, sizes, replace(capacity, runs_ahead=True))
         self._model = model
         self._under_way: deque[Ticket] = deque()
         self._results = [model.device.staging((2 * sizes.slots,), torch.int32) for _ in range(MOST_AHEAD)]

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 from container.engine.step import Capacity
-from container.model import probe, shape
-from container.model.device import Device
+from container.model import device_operators, probe, shape
+from container.model.device import Device, Operators
 from container.model.device_decoder import DecoderWeights
+from container.model.device_format import form
 from container.model.device_model import DeviceModel
 from container.model.device_runner import DeviceRunner
 from container.model.device_step import StepSize
-from container.model.device_weights import check, dense, take
+from container.model.device_torch import TorchOperators
+from container.model.device_weights import Pack, check, dense, fp8, take
 from container.model.fused import NotFused
 from container.model.kv_limits import KVLimits
 from container.model.load import LoadedModel
@@ -38,14 +39,33 @@ KEPT_FREE: Final = 0.1  # of the device's memory: activations, captured launches
 
 
 def found() -> Device | None:
-    """Return the device to serve from, None where there is none, or nothing to compute on it with."""
-    if not torch.accelerator.is_available() or find_spec("triton") is None:
+    """Return the device to serve from, None where there is none, with the operators that pass their trial."""
+    if not torch.accelerator.is_available():
         return None
-    if torch.accelerator.current_accelerator() != torch.device("cuda"):
+    place = torch.accelerator.current_accelerator()
+    if place != torch.device("cuda"):
         return None
     from container.model.device_cuda import CudaDevice
 
-    return CudaDevice()
+    device_operators.keep_compiled()
+    operators = device_operators.chosen(kernels, place, torch.bfloat16)
+    return CudaDevice(operators, captures=not isinstance(operators, TorchOperators))
+
+
+def kernels() -> Operators:
+    """Return the operators of Triton's kernels; raises ImportError where there is no Triton."""
+    from container.model.device_triton import TritonOperators
+
+    return TritonOperators()
+
+
+def fits(model: Any) -> bool:
+    """Return whether `model`, whose tensors may be empty, is of the form that a device serves."""
+    try:
+        check(model)
+    except NotFused:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +101,19 @@ def sizes(device: Device, config: RunnerConfig, measured: Measured, wanted: int,
     return shape.size(asked, wanted, token_bytes, free, paged=True)
 
 
-def place(device: Device, loaded: LoadedModel, freeze: Callable[[Measured], int]) -> Placed | None:
+def place(
+    device: Device, loaded: LoadedModel, freeze: Callable[[Measured], int], pack: Pack = dense
+) -> Placed | None:
     """Return `loaded` on `device`, None where it has another form or does not give its own logits there.
 
-    `freeze` is told the model's shapes, freezes its positions and returns how many there are.
+    `freeze` is told the model's shapes, freezes its positions and returns how many there are. `pack` is the
+    form of its products there; in another than `dense` the model itself is left in that form.
     """
-    try:
-        check(loaded.model)
-    except NotFused:
+    if not fits(loaded.model):
         return None
     sequences = probe_sequences(loaded.text_config.vocab_size)
     try:
-        references = probe.reference_logits(loaded.model, sequences)
+        references = probe.reference_logits(loaded.model, sequences) if pack is dense else []
         probe.hooked(loaded.use_hook)
         measured = probe.measure(loaded.model, loaded.text_config.num_hidden_layers)
     except ProbeFailed:
@@ -101,11 +122,15 @@ def place(device: Device, loaded: LoadedModel, freeze: Callable[[Measured], int]
         loaded.use_reference()
     positions = max(freeze(measured), *map(len, sequences))
     try:
-        weights = take(loaded.model, loaded.text_config, measured.layers, device, dense, positions)
+        weights = take(loaded.model, loaded.text_config, measured.layers, device, pack, positions)
     except NotFused:
         return None
+    if pack is not dense:
+        form(loaded.model, pack)
+        references = probe.reference_logits(loaded.model, sequences)
     expected = [logits.numpy(force=True) for logits in references]
-    bfloat16 = weights.embedding.dtype is torch.bfloat16
+    # Two ways to sum an activation round it to different numbers of 8 bits now and then.
+    rounds = weights.embedding.dtype is torch.bfloat16 or pack is fp8
     whole = PROBE_CAPTURES[0]
     limits = KVLimits(
         slots=whole.rows,
@@ -117,6 +142,6 @@ def place(device: Device, loaded: LoadedModel, freeze: Callable[[Measured], int]
     model = DeviceModel(device, weights, limits, captures=PROBE_CAPTURES)
     results = replay(lambda rows: model.logits(rows).numpy(force=True), sequences)
     model.close()
-    if not all(agree(mine, own, bfloat16=bfloat16) for mine, own in zip(results, expected, strict=True)):
+    if not all(agree(mine, own, bfloat16=rounds) for mine, own in zip(results, expected, strict=True)):
         return None
     return Placed(device, weights, measured)

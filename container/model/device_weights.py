@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from container.kernels.gpu.int4_format import GROUPS, pack
 from container.model.device import Activation, Angles, Dense, Device, Fp8, HeadNorm, HeadShape, Int4, Weight
 from container.model.device_decoder import DecoderLayer, DecoderWeights
 from container.model.fused import ATTENTION, HEAD_NORMS, LAYER, MLP, NotFused
@@ -24,7 +25,6 @@ ACTIVATIONS: Final = {
     "gelu_pytorch_tanh": Activation.GELU_TANH,
 }
 MULTIPLE: Final = 16  # of both widths, by the fp8 product
-INT4_GROUP: Final = 128
 
 Pack = Callable[[Tensor, Tensor | None], Weight]
 
@@ -45,12 +45,11 @@ def fp8(weight: Tensor, bias: Tensor | None) -> Weight:
 
 
 def int4(weight: Tensor, bias: Tensor | None) -> Weight:
-    """Return the weight in 4 bits; as it is where its inputs are no whole groups. Needs Triton."""
-    if weight.shape[1] % INT4_GROUP:
+    """Return the weight in 4 bits, in the largest groups; as it is where its inputs are no whole groups."""
+    group = max((size for size in GROUPS if weight.shape[1] % size == 0), default=None)
+    if group is None:
         return Dense(weight, bias)
-    from container.kernels.gpu.int4 import pack
-
-    packed = pack(weight, INT4_GROUP)
+    packed = pack(weight, group)
     return Int4(packed.packed, packed.scales, bias)
 
 

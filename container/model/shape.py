@@ -32,6 +32,7 @@ UNLIMITED: Final = 1 << 60  # cgroup v1 writes a number near 2**63 for "no limit
 MEMORY_LIMIT_FILES: Final = ("memory.max", "memory/memory.limit_in_bytes")  # cgroup v2, cgroup v1
 LOGITS_BYTES: Final = 2**30  # prompt logprobs need a row of logits per position; more is not offered
 FP32_BYTES: Final = 4
+ACCELERATOR: Final = Path("/dev/nvidiactl")
 CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -243,6 +244,11 @@ def kv_budget_bytes(config: RunnerConfig) -> int:
     if config.kv_mib is not None:
         return config.kv_mib * 2**20
     return max(0, int(memory_limit_bytes() * (1 - KEPT_FREE)) - resident_bytes())
+
+
+def accelerated(node: Path = ACCELERATOR) -> bool:
+    """Return whether this machine shows an accelerator, without loading what would use it."""
+    return node.exists()
 
 
 def memory_limit_bytes(cgroup: Path = CGROUP, proc: Path = Path("/proc")) -> int:

@@ -46,7 +46,7 @@ def build_runner(
     def make_sampler(vocabulary: int) -> Sampler:
         return Sampler(vocabulary, masks_over(grammars, vocabulary, shape.physical_cores()))
 
-    if steps is None and (group is None or group.size == 1):
+    if steps is None and (group is None or group.size == 1) and not shape.accelerated():
         found = ready.find(config, source)
         if found is not None:
             started = ready.start(found, config, source, progress, make_sampler, score)

@@ -9,6 +9,7 @@ ends, and all ranks start anew.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from container.engine.step import Capacity, Runner, StepPlan, StepResult
@@ -34,7 +35,7 @@ class RankedRunner:
         self._broken = False
 
     def capacity(self) -> Capacity:
-        return self._own.capacity()
+        return replace(self._own.capacity(), runs_ahead=False)  # followers take whole steps
 
     def run(self, plan: StepPlan) -> StepResult:
         """Run one step on all ranks; raises RanksBroken after a failure, and what the own runner raises."""

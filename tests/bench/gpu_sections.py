@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+from tests.bench.gpu_bounds import Scale, copy_gb_s, load_bound_s, step_bytes, timed
 
 if TYPE_CHECKING:
     import torch
@@ -29,61 +30,17 @@ Figures = dict[str, Any]
 SHAREGPT_SIGMA = 0.8  # of the log-normal lengths; medians 160 in, 180 out (engine specification, 17)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How large everything is."""
-
-    device: str
-    tiny: bool
-    budget_s: float
-    begun_s: float
-
-    def left_s(self) -> float:
-        return self.budget_s - (time.monotonic() - self.begun_s)
-
-    def pick(self, full: Any, tiny: Any) -> Any:
-        return tiny if self.tiny else full
-
-
 def make_device(scale: Scale) -> Device:
     """Return the device; a CPU runs the same kernels, interpreted."""
+    from container.model.device_triton import TritonOperators
+
     if scale.device == "cuda":
         from container.model.device_cuda import CudaDevice
 
-        return CudaDevice()
+        return CudaDevice(TritonOperators())
     from container.model.device_cpu import CpuDevice
-    from container.model.device_triton import TritonOperators
 
     return CpuDevice(TritonOperators())
-
-
-def wait_all(scale: Scale) -> None:
-    """Return when the device has done everything."""
-    if scale.device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-
-
-def timed(scale: Scale, work: Callable[[], object], repeats: int) -> float:
-    """Return the seconds that one of `repeats` calls takes on the device, after one that is not timed."""
-    work()
-    wait_all(scale)
-    begun = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    wait_all(scale)
-    return (time.perf_counter() - begun) / repeats
-
-
-def copy_gb_s(scale: Scale) -> float:
-    """Return what a copy on the device moves, read and write together."""
-    import torch
-
-    source = torch.zeros(scale.pick(2 << 30, 1 << 20), dtype=torch.uint8, device=scale.device)
-    to = torch.empty_like(source)
-    seconds = timed(scale, lambda: to.copy_(source), scale.pick(20, 2))
-    return 2 * source.nbytes / seconds / 1e9
 
 
 def kernels(scale: Scale) -> Figures:
@@ -184,7 +141,7 @@ def runner_of(
 def steps_of(scale: Scale, form: str) -> Figures:
     """Step times of the 8B shape at 512 positions, pipelined, with the memory bound beside."""
     from tests.bench.gpu_load import decode
-    from tests.bench.gpu_shapes import LLAMA_8B, TINY, step_bytes
+    from tests.bench.gpu_shapes import LLAMA_8B, TINY
 
     shape = scale.pick(LLAMA_8B, TINY)
     context, batches = scale.pick(512, 6), scale.pick((1, 64, 256), (1, 2))
@@ -221,10 +178,12 @@ def gap(scale: Scale) -> Figures:
     alone = timed(scale, model._replays[size], scale.pick(30, 1))
     step = median(trace["step_s"])
     waited = decode(runner, batch, context, scale.pick(50, 3), shape.vocabulary, ahead=False)
+    moved = step_bytes(model.weights) + batch * context * shape.kv_bytes
     return {
         "batch": batch,
         "step_ms": step * 1e3,
         "device_ms": alone * 1e3,
+        "bound_ms": moved / copy_gb_s(scale) / 1e6,
         "gap_share": max(0.0, 1 - alone / step),
         "without_running_ahead_ms": median(waited["step_s"]) * 1e3,
         "trace_ms": [seconds * 1e3 for seconds in trace["step_s"]],
@@ -239,21 +198,26 @@ def load(scale: Scale) -> Figures:
     shape = scale.pick(LLAMA_8B, TINY)
     lengths = sharegpt_lengths(scale.pick(1000, 3), scale.pick(1024, 5), SHAREGPT_SIGMA)
     runner = runner_of(scale, shape, "bf16", scale.pick(256, 3), scale.pick(2048, 40), scale.pick(4096, 32))
-    return offline(runner, lengths, shape.vocabulary, scale.left_s)
+    found = offline(runner, lengths, shape.vocabulary, lambda: scale.left_s() - scale.pick(4, 0))
+    bound = load_bound_s(scale, runner._model.weights, shape, lengths, found["steps"])
+    return {**found, "bound_tok_s": sum(output for _, output in lengths) / bound}
 
 
 def large(scale: Scale) -> Figures:
     """A 70B shape in fp8 and in 4 bits on one device: that it runs, its memory, its step times."""
     from tests.bench.gpu_load import decode
-    from tests.bench.gpu_shapes import LLAMA_70B, TINY_LARGE, step_bytes
+    from tests.bench.gpu_shapes import LLAMA_70B, TINY_LARGE
 
     shape, found = scale.pick(LLAMA_70B, TINY_LARGE), {}
     for form in scale.pick(("fp8",), ("int4",)):
         runner = runner_of(scale, shape, form, scale.pick(16, 2), scale.pick(640, 32), scale.pick(1024, 32))
+        weight, copied = step_bytes(runner._model.weights), copy_gb_s(scale)
         for batch in scale.pick((1, 16), (1,)):
             trace = decode(runner, batch, scale.pick(256, 6), scale.pick(16, 3), shape.vocabulary)
             found[f"{form}_batch_{batch}_ms"] = median(trace["step_s"]) * 1e3
-        found[f"{form}_weight_gib"] = step_bytes(runner._model.weights) / 2**30
+            moved = weight + batch * scale.pick(256, 6) * shape.kv_bytes
+            found[f"{form}_batch_{batch}_bound_ms"] = moved / copied / 1e6
+        found[f"{form}_weight_gib"] = weight / 2**30
     return found
 
 
@@ -281,11 +245,16 @@ def transformers_model(scale: Scale) -> Any:
 
 
 def peers(scale: Scale) -> Figures:
-    """transformers' `generate` on the same shape, batch 1 and 64, as it comes: milliseconds per step."""
+    """transformers' `generate`, as it comes, and our steps in turn: milliseconds at batch 1 and 64."""
     import torch
 
-    model, found = transformers_model(scale), {}
+    from tests.bench.gpu_load import decode
+    from tests.bench.gpu_shapes import LLAMA_8B, TINY
+
+    model, found, shape = transformers_model(scale), {}, scale.pick(LLAMA_8B, TINY)
     context, new = scale.pick(512, 12), scale.pick(24, 2)
+    runner = runner_of(scale, shape, "bf16", scale.pick(64, 1), context + new + 8, scale.pick(2048, 32))
+    copied, weight = copy_gb_s(scale), step_bytes(runner._model.weights)
     for batch in scale.pick((1, 64), (1,)):
         ids = torch.randint(3, model.config.vocab_size, (batch, context), device=scale.device)
 
@@ -298,6 +267,9 @@ def peers(scale: Scale) -> Figures:
         first, whole = timed(scale, lambda: work(1), 1), timed(scale, lambda: work(new), 1)
         # Of few short steps noise may be more than the difference.
         found[f"generate_batch_{batch}_ms"] = max(0.0, whole - first) / (new - 1) * 1e3
+        trace = decode(runner, batch, context, scale.pick(24, 3), shape.vocabulary)
+        found[f"ours_batch_{batch}_ms"] = median(trace["step_s"]) * 1e3
+        found[f"bound_batch_{batch}_ms"] = (weight + batch * context * shape.kv_bytes) / copied / 1e6
     return found
 
 
@@ -327,6 +299,9 @@ def batching(scale: Scale) -> Figures:
         found["theirs_tok_s"].append(made / (time.perf_counter() - begun))
         ours = offline(runner, [(prompt, new)] * count, shape.vocabulary, scale.left_s)
         found["ours_tok_s"].append(ours["output_tok_s"])
+    lengths = [(prompt, new)] * count
+    bound = load_bound_s(scale, runner._model.weights, shape, lengths, ours["steps"])
+    found["bound_tok_s"] = count * new / bound
     found["ratio"] = median(found["ours_tok_s"]) / median(found["theirs_tok_s"])
     return found
 

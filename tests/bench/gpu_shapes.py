@@ -79,8 +79,3 @@ def weights(
         device.upload(source, to).wait()
     head = drawn(shape.vocabulary, shape.hidden, dense)
     return DecoderWeights(layers, embedding, ones(), head, Angles(*turned), 1e-5, Activation.SILU)
-
-
-def step_bytes(held: DecoderWeights) -> int:
-    """Return the bytes of weights that a step reads: all but the embedding, of which it takes single rows."""
-    return sum(tensor.nbytes for tensor in held.tensors() if tensor is not held.embedding)

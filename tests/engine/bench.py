@@ -17,6 +17,7 @@ from container.engine.request import (
     SequenceDelta,
 )
 from container.engine.step import Capacity
+from tests.engine.ahead_runner import AheadFakeRunner
 from tests.engine.fake_grammars import FakeGrammars
 from tests.engine.fake_runner import FakeRunner, expected_tokens
 
@@ -97,7 +98,8 @@ class Bench:
     ) -> None:
         self.clock = Clock()
         self.grammars = FakeGrammars()
-        self.runner = FakeRunner(capacity(**sizes), self.grammars)
+        held = capacity(**sizes)
+        self.runner = (AheadFakeRunner if held.runs_ahead else FakeRunner)(held, self.grammars)
         self.step_s = step_s
         self.engine = Engine(
             self.runner,

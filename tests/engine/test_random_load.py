@@ -18,6 +18,8 @@ from container.engine.request import (
     RequestKey,
     SamplingParams,
 )
+from container.engine.step import ROW_FED
+from tests.engine.ahead_runner import MOST_UNDER_WAY, AheadFakeRunner
 from tests.engine.bench import COMPLETE, VOCABULARY, Bench, request
 from tests.engine.fake_grammars import grammar, turn
 from tests.engine.fake_runner import expected_tokens, prompt_logprob
@@ -41,6 +43,9 @@ SHAPES = {
     "guessing, small budget": {"draft_tokens": 4, "step_tokens": 7, "slots": 4},
     "guessing, no cache": {"draft_tokens": 4, "prefix_cache": False, "blocks": 24, "sequence_tokens": 48},
 }
+AHEAD = ("roomy", "tiny pool", "one block to spare", "budget below a block", "one slot", "no cache")
+AHEAD += ("few residents, few blocks", "guessing, tiny pool")
+SHAPES |= {f"ahead, {name}": {**SHAPES[name], "runs_ahead": True} for name in AHEAD}
 
 
 class Reckless(Guesses):
@@ -75,6 +80,9 @@ class Load:
         self.faults = faults
         self.bench.runner.fault = self.fault
         self.bench.runner.bad_rows = self.bad_rows
+        if isinstance(self.bench.runner, AheadFakeRunner):
+            self.bench.runner.late_fault = self.fault
+            self.bench.runner.waits = lambda plan: self.random.random() < 0.1
         # Few prefixes, so that requests often share one.
         self.prefixes = [[self.random.randrange(VOCABULARY) for _ in range(self.window)] for _ in range(3)]
 
@@ -182,6 +190,17 @@ def test_the_random_load_reaches_what_it_is_meant_to_reach():
     load = Load(5, SHAPES["tiny pool"], faults=True)
     load.run(steps=600)
     stats = load.bench.engine.stats()
+    assert min(stats.preemptions, stats.prefix_hit_tokens, stats.failed_steps) > 0
+    assert min(stats.completed, stats.failed, stats.cancelled) > 0
+
+
+def test_the_random_load_reaches_all_that_running_ahead_may_meet():
+    """Tokens that are fed, rows for nobody, steps behind a step that fails, preemption of who expects one."""
+    load = Load(5, SHAPES["ahead, tiny pool"], faults=True)
+    load.run(steps=600)
+    runner, stats = load.bench.runner, load.bench.engine.stats()
+    assert isinstance(runner, AheadFakeRunner) and runner.deepest == MOST_UNDER_WAY
+    assert sum(flags & ROW_FED > 0 for plan in runner.plans for flags in plan.flags) > 100
     assert min(stats.preemptions, stats.prefix_hit_tokens, stats.failed_steps) > 0
     assert min(stats.completed, stats.failed, stats.cancelled) > 0
 

@@ -165,6 +165,7 @@ def test_a_draft_is_never_published():
         number += 1
         planned = scheduler.plan(number)
         assert planned is not None
+        scheduler.advance(planned)
         scheduler.commit(planned, (), {sequence: accepted})
         sequence.history.extend(sampled)
         scheduler.check()
@@ -189,6 +190,7 @@ def test_rejected_drafts_are_taken_back_even_of_a_sequence_without_a_row():
     for number, tokens in enumerate(([1], [7])):
         planned = scheduler.plan(number)
         assert planned is not None
+        scheduler.advance(planned)
         scheduler.commit(planned, (), {})
         sequence.history.extend(tokens)
     scheduler._decode = lambda outline: None  # type: ignore[method-assign]  # no room for it in this step

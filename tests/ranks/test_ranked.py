@@ -7,6 +7,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import deque
+from dataclasses import replace
 
 import pytest
 
@@ -53,11 +54,11 @@ class Recorder:
 
     def __init__(self, tape: Tape | None = None) -> None:
         self.told: list[object] = []
-        self.fails = False
+        self.fails = self.ahead = False
         self._tape = tape
 
     def capacity(self) -> Capacity:
-        return CAPACITY
+        return replace(CAPACITY, runs_ahead=self.ahead)
 
     def run(self, plan: StepPlan) -> StepResult:
         assert self._tape is None or self._tape.sent, "the followers were not told first"
@@ -84,6 +85,9 @@ def test_followers_are_told_everything_first_and_in_order() -> None:
     own, other = Recorder(tape), Recorder()
     runner = RankedRunner(own, tape)
     assert runner.capacity() == CAPACITY
+    own.ahead = True
+    assert not runner.capacity().runs_ahead, "followers cannot be a step behind"
+    own.ahead = False
     runner.run(plan(1))
     runner.reset()
     assert runner.run(plan(2)).number == 2

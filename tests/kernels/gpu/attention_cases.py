@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -230,4 +231,6 @@ if __name__ == "__main__":
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    print(check_all(range(options.first, options.first + options.cases), options.device))
+    found = check_all(range(options.first, options.first + options.cases), options.device)
+    print(found)
+    sys.exit(found["cases"] != options.cases or found["failed"] > 0)
