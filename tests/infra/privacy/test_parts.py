@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import secrets
 import socket
 import struct
 import subprocess
@@ -199,17 +200,18 @@ def test_a_canary_is_found_in_a_file_and_in_its_name(tmp_path: Path) -> None:
 
 @AS_ROOT
 def test_a_canary_is_found_in_the_memory_of_a_process() -> None:
+    mark = f"zq{secrets.token_hex(6)}"
     program = "a = bytes.fromhex(input()) * 2; print('', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
         assert child.stdin is not None and child.stdout is not None
-        child.stdin.write(b"zq0123456789ab0003".hex().encode() + b"\n")
+        child.stdin.write(f"{mark}0003".encode().hex().encode() + b"\n")
         child.stdin.flush()
         child.stdout.readline()
-        (found,) = search.Search("zq0123456789ab").memory([child.pid])
+        (found,) = search.Search(mark).memory([child.pid])
         child.communicate(b"\n")
-    assert found.numbers == {"0003"}
+    assert "0003" in found.numbers  # what was freed may be overwritten in part
 
 
 @AS_ROOT
