@@ -81,13 +81,13 @@ def test_divergence_does_not_depend_on_a_constant_added_or_on_chunks() -> None:
 
 def test_a_variant_that_changes_nothing_shows_no_divergence_and_bf16_shows_a_little() -> None:
     source = tiny_source("llama")
-    reference = open_variant(source, Variant("none"), 48, 1, lambda _: None)
+    reference = open_variant(source, Variant("none", dtype="float32"), 48, 1, lambda _: None)
     first = reference_row(reference, WINDOWS, "none")
     rows = list(
         measure(
             source,
             reference,
-            [Variant("same"), Variant("bfloat16", dtype="bfloat16")],
+            [Variant("same", dtype="float32"), Variant("bfloat16", dtype="bfloat16")],
             WINDOWS,
             1,
             lambda _: None,
@@ -106,7 +106,7 @@ def test_a_variant_that_changes_nothing_shows_no_divergence_and_bf16_shows_a_lit
 def test_perplexity_is_that_of_the_plain_forward() -> None:
     from tests.model.tiny import reference_model
 
-    reference = open_variant(tiny_source("llama"), Variant("none"), 48, 1, lambda _: None)
+    reference = open_variant(tiny_source("llama"), Variant("none", dtype="float32"), 48, 1, lambda _: None)
     row = reference_row(reference, WINDOWS[:1], "none")
     tokens = torch.tensor(WINDOWS[:1])
     with torch.inference_mode():
@@ -118,7 +118,7 @@ def test_perplexity_is_that_of_the_plain_forward() -> None:
 
 def test_a_variant_that_cannot_be_opened_is_a_row_with_its_reason() -> None:
     source = tiny_source("llama")
-    reference = open_variant(source, Variant("none"), 48, 1, lambda _: None)
+    reference = open_variant(source, Variant("none", dtype="float32"), 48, 1, lambda _: None)
     odd, fp8 = Variant("odd", dtype="float8"), Variant("fp8", quantize="fp8")
     row, needing = measure(source, reference, [odd, fp8], WINDOWS, 1, lambda _: None)
     assert needing.refused is not None and "compute capability" in needing.refused
@@ -129,7 +129,7 @@ def test_a_variant_that_cannot_be_opened_is_a_row_with_its_reason() -> None:
 
 def test_a_model_on_compat_is_not_measured() -> None:
     with pytest.raises(NotNative, match="compat"):
-        open_variant(tiny_source("falcon_h1"), Variant("none"), 48, 1, lambda _: None)
+        open_variant(tiny_source("falcon_h1"), Variant("none", dtype="float32"), 48, 1, lambda _: None)
 
 
 def test_weights_that_two_modules_share_count_once() -> None:

@@ -23,8 +23,8 @@ from tests.model.ranks import together
 from tests.model.serving import real_text
 from tests.model.tiny import ARCHITECTURES, BASE, TinySource, tiny_source
 
-REAL = RunnerConfig(sequence_tokens=128, running_limit=2, kv_mib=64, threads=1)
-TINY = RunnerConfig(sequence_tokens=64, running_limit=2, step_tokens=64, kv_mib=4, threads=1)
+REAL = RunnerConfig(sequence_tokens=128, running_limit=2, kv_mib=64, threads=1, dtype="float32")
+TINY = RunnerConfig(sequence_tokens=64, running_limit=2, step_tokens=64, kv_mib=4, threads=1, dtype="float32")
 LIMIT = 0.03  # of the norm of all logits
 # Layers sum over ranks in another order, so a rounding of activations may fall otherwise; with activations
 # left as they are, what differs is the quantization of the weights alone.

@@ -16,7 +16,7 @@ from sagemaker_entry.errors import ApiError, Code
 from sagemaker_entry.exchange import ClientLeft, Exchange, StreamBroken
 from sagemaker_entry.lifetime import End, Lifetime
 from sagemaker_entry.lines import Lines, count, split
-from tests.sagemaker_entry.harness import Server, post, wait_until
+from tests.sagemaker_entry.harness import Server, post, read_all, wait_until
 
 LINES = {"Content-Type": "application/jsonlines"}
 
@@ -81,10 +81,12 @@ def test_lines_run_together_up_to_the_engine_s_bound(server: Server) -> None:
     seen: list[float] = []
     body = b"\n".join([json.dumps({"prompt": "x wait=100 ", "max_tokens": 5}).encode()] * 24)
     with server.connect() as client:
-        client.sendall(post("/invocations", body, "Content-Type: application/jsonlines"))
+        client.sendall(post("/invocations", body, "Content-Type: application/jsonlines", "Connection: close"))
         for _ in range(40):
             seen.append(server.engine["running"])
             time.sleep(0.02)
+        client.settimeout(30)
+        read_all(client)
     assert 1 < max(seen) <= 8  # what the fake engine says it runs at once
 
 

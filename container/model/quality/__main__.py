@@ -73,7 +73,9 @@ def run(
     limit = shape.window_tokens(read_config(source).get_text_config()) or texts.WINDOW_TOKENS
     windows = texts.windows(chosen, tokenizer, tokens, min(limit, texts.WINDOW_TOKENS))
     _progress("reference")
-    reference = open_variant(source, Variant("reference"), len(windows[0]), threads, lambda _: None)
+    reference = open_variant(
+        source, Variant("reference", dtype="float32"), len(windows[0]), threads, lambda _: None
+    )
     rows: list[Row] = [reference_row(reference, windows, "none")]
     rows.extend(
         measure(source, reference, [VARIANTS[name] for name in variants], windows, threads, _progress)
