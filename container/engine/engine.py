@@ -203,8 +203,7 @@ class Engine:
         if step is not None and all(count == 1 for _, count in step.rows):
             self._scheduler.speculation.costs.observe(len(step.plan.tokens), self._counters.last_step_s)
         if full:
-            made = self._counters.generated_tokens - generated
-            self._gate.pace.observe(made, self._counters.last_step_s)
+            self._gate.pace.observe(self._counters.generated_tokens - generated, self._counters.last_step_s)
         self._note_load()
         return deltas
 
