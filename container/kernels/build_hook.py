@@ -41,7 +41,7 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
     sets: dict[str, tuple[str, ...]] = {"plain": ()}
     if platform.machine() in ("x86_64", "AMD64"):
         sets["avx2"] = ("-mavx2", "-mfma", "-mf16c")
-        # vectors stay 8 floats wide: wider ones lower some processors' clock and gain nothing on others
+        # the compiler's own vectors stay 8 floats wide; products with blocks use wider ones by name
         wider = ("f", "bw", "vl", "dq", "vnni")
         sets["avx512"] = (*sets["avx2"], *(f"-mavx512{name}" for name in wider), "-mprefer-vector-width=256")
     return sets

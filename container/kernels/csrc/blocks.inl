@@ -7,8 +7,8 @@ namespace STRONGROOM_ISA {
 constexpr int QUADS = BLOCK / 4;          // vectors per block of one group
 constexpr float SMALLEST_BLOCK = 7.888609052210118e-31f;  // 2^-100; below it a block counts as zeros
 constexpr float INT8_LIMIT = 127.0f;
-constexpr float BYTE_SHIFT = 128.0f;      // what makes a weight of int8 a byte without a sign
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+[[maybe_unused]] constexpr std::int32_t BYTE_SHIFT = 128;  // what makes a weight of int8 a byte without a sign
+#if defined(__AVX512VNNI__)
 #define STRONGROOM_BYTE_SUMS 1            // one instruction adds four products of bytes, one of them without a sign
 #endif
 [[maybe_unused]] constexpr int ORDER[GROUP] = {0, 1, 4, 5, 2, 3, 6, 7};  // in which a quad holds its outputs
@@ -24,43 +24,12 @@ template <Kind KIND>
 struct Blocks;
 
 #if defined(STRONGROOM_BYTE_SUMS)
-// Four inputs of 8 outputs as bytes without a sign times four activations, summed per output: exact, since four
-// products and a block's sum fit 32 bits.
-struct ByteSums {
-  using Activation = std::int8_t;
-
-  struct Quad {
-    __m256i value;
-  };
-
-  struct Products {
-    __m256i sums;
-  };
-
-  static inline void add_products(Products& products, const Quad& weight, const Activation* activation) {
-    std::int32_t four;
-    std::memcpy(&four, activation, sizeof four);
-    products.sums = _mm256_dpbusd_epi32(products.sums, weight.value, _mm256_set1_epi32(four));
-  }
-
-  static inline f8 collected(const Products& products) { return to_float(reinterpret_cast<i8>(products.sums)); }
-};
-
 template <>
-struct Blocks<Kind::INT8> : ByteSums {
+struct Blocks<Kind::INT8> {
+  using Activation = std::int8_t;
   static constexpr int BYTES = BLOCK * GROUP;
   static constexpr int STEP = 1;
   static constexpr bool SHIFTED = true;  // products are too large by 128 times the sum of activations
-
-  static inline void load_quads(const std::uint8_t* from, Quad (&quads)[STEP]) {
-    quads[0].value =
-        _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), _mm256_set1_epi8(-128));
-  }
-
-  // Outputs as a quad holds them, from their own order and back: both exchange the middle pairs.
-  static inline f8 reordered(f8 outputs) {
-    return reinterpret_cast<f8>(_mm256_permute4x64_epi64(reinterpret_cast<__m256i>(outputs), 0xd8));
-  }
 };
 #else
 template <>
@@ -125,24 +94,15 @@ struct Blocks<Kind::INT8> {
     return result;
 #endif
   }
-
-  static inline f8 reordered(f8 outputs) { return outputs; }
 };
 #endif
 
-#if defined(STRONGROOM_BYTE_SUMS)
-template <>
-struct Blocks<Kind::INT4> : ByteSums {
-#else
 template <>
 struct Blocks<Kind::INT4> {
   using Activation = std::int8_t;
-#endif
   static constexpr int BYTES = BLOCK * GROUP / 2;
   static constexpr int STEP = 2;
   static constexpr bool SHIFTED = false;
-
-  static inline f8 reordered(f8 outputs) { return outputs; }
 
 #if !defined(STRONGROOM_BYTE_SUMS)
   // Four inputs of 8 outputs as bytes without a sign.
@@ -163,7 +123,6 @@ struct Blocks<Kind::INT4> {
 #endif
   };
   static_assert(BLOCK / 2 * 15 * 128 < 32768, "the sums of a block fit 16 bits");
-#endif
 
   static inline void load_quads(const std::uint8_t* from, Quad (&quads)[STEP]) {
 #if defined(__AVX2__)
@@ -179,7 +138,6 @@ struct Blocks<Kind::INT4> {
 #endif
   }
 
-#if !defined(STRONGROOM_BYTE_SUMS)
   static inline void add_products(Products& products, const Quad& weight, const Activation* activation) {
 #if defined(__AVX2__)
     std::int32_t four;
@@ -303,7 +261,8 @@ static inline void quantize_block(const float* x, typename Blocks<KIND>::Activat
   if constexpr (KIND == Kind::INT4) {
     *sum = *scale * static_cast<float>(round_block(part, inverse, values));
   } else if constexpr (Blocks<KIND>::SHIFTED) {
-    *sum = BYTE_SHIFT * static_cast<float>(round_block(part, inverse, values));
+    const std::int32_t excess = -BYTE_SHIFT * round_block(part, inverse, values);
+    std::memcpy(sum, &excess, sizeof excess);
   } else {
     round_block(part, inverse, values);
   }

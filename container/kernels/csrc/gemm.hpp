@@ -12,8 +12,8 @@
 //
 //     values   (tokens, inputs)        -127..127; held in 16 bits for int8 below AVX-512, else in 8
 //     scales   (tokens, inputs / 32)   float32
-//     sums     (tokens, inputs / 32)   float32; for int4 scale * sum of values, which lows are multiplied with; for
-//                                      int8 from AVX-512 on 128 * sum of values, which products are too large by
+//     sums     (tokens, inputs / 32)   for int4 float32, scale * sum of values, which lows are multiplied with; for
+//                                      int8 from AVX-512 on int32, -128 * sum of values, where products begin
 //
 // container/model/quantize_blocks.py defines the arithmetic; sums of blocks are exact, their order is ascending.
 #pragma once
@@ -42,7 +42,7 @@ struct BlockWeight {
 struct Activations {
   void* values;
   float* scales;
-  float* sums;           // not touched for int8 below AVX-512
+  float* sums;           // or the bits of int32; not touched for int8 below AVX-512
 };
 
 // Quantizes rows [0, tokens) of x (tokens, inputs), each by one thread. Ends without a barrier.

@@ -1,77 +1,29 @@
-// Products with integer blocks, for one instruction set. See gemm.hpp.
+// Products with integer blocks, for one instruction set: how they are cut and shared out. See gemm.hpp.
+#if defined(STRONGROOM_BYTE_SUMS)
+#include "gemm_bytes.inl"
+#else
+#include "gemm_pairs.inl"
+#endif
 
 namespace strongroom {
 namespace STRONGROOM_ISA {
 
 constexpr int CHUNKS_PER_THREAD = 8;  // of a weight's groups: balance against the cost of taking one
 constexpr int TILE_BYTES = 1 << 18;   // of activations that all groups of a chunk read before the next are: half a cache
-#if defined(__AVX512VL__)
-constexpr int MOST_TOKENS = 8;        // whose products and totals fit the registers
-#else
-constexpr int MOST_TOKENS = 4;
-#endif
 
 template <int VALUE>
 struct Width {
   static constexpr int value = VALUE;
 };
 
-// One group of outputs times TOKENS tokens: few enough that all products stay in registers.
-template <Kind KIND, int TOKENS>
-static __attribute__((noinline)) void product(const BlockWeight& weight, int group, const Activations& x, int token,
-                                              f8* result) {
-  using Form = Blocks<KIND>;
-  constexpr bool LOWS = KIND == Kind::INT4, SUMS = LOWS || Form::SHIFTED;
-  const int blocks = weight.inputs / BLOCK;
-  const std::int64_t first = static_cast<std::int64_t>(group) * blocks;
-  const std::uint8_t* values = static_cast<const std::uint8_t*>(weight.values) + first * Form::BYTES;
-  const std::uint16_t* scales = weight.scales + first * GROUP;
-  const std::uint16_t* lows = LOWS ? weight.lows + first * GROUP : nullptr;
-  const auto* activation =
-      static_cast<const typename Form::Activation*>(x.values) + static_cast<std::int64_t>(token) * weight.inputs;
-  const float* activation_scale = x.scales + static_cast<std::int64_t>(token) * blocks;
-  const float* activation_sum = SUMS ? x.sums + static_cast<std::int64_t>(token) * blocks : nullptr;
-  const std::int64_t stride = weight.inputs;
-  f8 totals[TOKENS] = {};
-  for (int block = 0; block < blocks; ++block) {
-    typename Form::Products products[TOKENS] = {};
-#pragma GCC unroll 2
-    for (int quad = 0; quad < QUADS; quad += Form::STEP) {
-      typename Form::Quad quads[Form::STEP];
-      Form::load_quads(values + quad / Form::STEP * LANES * 4, quads);
-      for (int at = 0; at < Form::STEP; ++at) {
-#pragma GCC unroll 8
-        for (int t = 0; t < TOKENS; ++t)
-          Form::add_products(products[t], quads[at], activation + t * stride + (quad + at) * 4);
-      }
-    }
-    const f8 scale = Form::reordered(load_fp16(scales));
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) {
-      f8 dots = Form::collected(products[t]);
-      if constexpr (Form::SHIFTED) dots -= splat(activation_sum[t * blocks]);
-      totals[t] += dots * (scale * splat(activation_scale[t * blocks]));
-    }
-    if constexpr (LOWS) {
-      const f8 low = load_fp16(lows);
-#pragma GCC unroll 8
-      for (int t = 0; t < TOKENS; ++t) totals[t] += low * splat(activation_sum[t * blocks]);
-      lows += GROUP;
-    }
-    if constexpr (SUMS) activation_sum += 1;
-    values += Form::BYTES;
-    scales += GROUP;
-    activation += BLOCK;
-    activation_scale += 1;
-  }
-  for (int t = 0; t < TOKENS; ++t) result[t] = Form::reordered(totals[t]);
-}
-
 // Calls write(group, token, results) for every GROUPS groups and every token.
 template <Kind KIND, int GROUPS, class Write>
 static inline void multiply_kind(Member& member, const BlockWeight& weight, const Activations& x, int tokens,
                                  Write&& write) {
-  const int units = weight.outputs / GROUP / GROUPS;
+  constexpr int UNIT = GROUPS > TOGETHER ? GROUPS : TOGETHER;
+  static_assert(UNIT % GROUPS == 0 && UNIT % TOGETHER == 0, "both are powers of two");
+  const int groups = weight.outputs / GROUP;
+  const int units = (groups + UNIT - 1) / UNIT;
   const int wanted = member.size() * CHUNKS_PER_THREAD;
   const int chunk = units > wanted ? (units + wanted - 1) / wanted : 1;
   const int fit = TILE_BYTES / static_cast<int>(sizeof(typename Blocks<KIND>::Activation)) / weight.inputs;
@@ -81,16 +33,19 @@ static inline void multiply_kind(Member& member, const BlockWeight& weight, cons
     for (int begin = 0; begin < tokens; begin += tile) {
       const int after = begin + tile < tokens ? begin + tile : tokens;
       for (int unit = part * chunk; unit < end; ++unit) {
-        const int group = unit * GROUPS;
+        const int group = unit * UNIT;
         int token = begin;
         const auto some = [&](auto width) {
           constexpr int WIDTH = decltype(width)::value;
-          f8 result[GROUPS][WIDTH];
-          for (int g = 0; g < GROUPS; ++g) product<KIND, WIDTH>(weight, group + g, x, token, result[g]);
-          for (int t = 0; t < WIDTH; ++t) {
-            f8 one[GROUPS];
-            for (int g = 0; g < GROUPS; ++g) one[g] = result[g][t];
-            write(group, token + t, one);
+          f8 result[UNIT / TOGETHER][TOGETHER][WIDTH];
+          for (int at = 0; at < UNIT / TOGETHER; ++at)
+            product<KIND, WIDTH>(weight, group + at * TOGETHER, x, token, result[at]);
+          for (int first = 0; first < UNIT && group + first < groups; first += GROUPS) {
+            for (int t = 0; t < WIDTH; ++t) {
+              f8 one[GROUPS];
+              for (int g = 0; g < GROUPS; ++g) one[g] = result[(first + g) / TOGETHER][(first + g) % TOGETHER][t];
+              write(group + first, token + t, one);
+            }
           }
           token += WIDTH;
         };
