@@ -120,7 +120,7 @@ def multiply(native: Native, weight: ArrangedBlocks, x: Tensor, *, plain: bool =
         native.call("strongroom_multiply_plain", ctypes.byref(structure), source, *shape)
     else:
         held = quantize(native, x, weight.kind)
-        native.call("strongroom_multiply", ctypes.byref(structure), _addresses(held), *shape)
+        native.call("strongroom_multiply", ctypes.byref(structure), addresses(held), *shape)
     return y[:, : weight.outputs]
 
 
@@ -141,11 +141,12 @@ def quantize(native: Native, x: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Ten
         ctypes.c_void_p(x.data_ptr()),
         ctypes.c_int32(tokens),
         ctypes.c_int32(inputs),
-        _addresses((values, scales, sums)),
+        addresses((values, scales, sums)),
     )
     return values, scales, sums
 
 
-def _addresses(held: tuple[Tensor, Tensor, Tensor]) -> Activations:
+def addresses(held: tuple[Tensor, Tensor, Tensor]) -> Activations:
+    """Return where what `quantize` gave lies, as the operators take it."""
     values, scales, sums = held
     return Activations(values.data_ptr(), scales.data_ptr(), sums.data_ptr())

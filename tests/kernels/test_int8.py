@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 
 import numpy as np
@@ -66,6 +67,26 @@ def test_plain_activations_are_multiplied_as_they_are(native: Native, outputs: i
     expected = x.double() @ FORM.unpack(parts).double().T
     error = (blocks.multiply(native, arranged, x, plain=True) - expected).norm() / expected.norm()
     assert error < 1e-6
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 5])
+def test_nothing_beside_a_weights_outputs_is_written(native: Native, groups: int) -> None:
+    """An odd weight's last group has no partner where two are computed at once."""
+    _, arranged = weight(8 * groups, 64)
+    for tokens in (1, 2, 4, 7, 8, 9, 17):
+        x = seeded(tokens, 64)
+        held = blocks.quantize(native, x, Kind.INT8)
+        y = torch.full((tokens + 1, 8 * groups + 8), 42.0)
+        native.call(
+            "strongroom_multiply",
+            ctypes.byref(arranged.structure),
+            blocks.addresses(held),
+            ctypes.c_int32(tokens),
+            ctypes.c_void_p(y.data_ptr()),
+            ctypes.c_int64(y.stride(0)),
+        )
+        assert torch.equal(y[:tokens, :-8], blocks.multiply(native, arranged, x))
+        assert bool((y[:tokens, -8:] == 42.0).all()) and bool((y[tokens] == 42.0).all())
 
 
 def test_a_token_does_not_depend_on_those_beside_it_or_on_the_team() -> None:
