@@ -22,6 +22,7 @@ from container.kernels.operators import AttentionLayer, Native, Paging
 MAX_DIM: Final = 256  # ATTENTION_MAX_DIM: bounds the operator's stack
 MAX_PAGE_TOKENS: Final = 64  # ATTENTION_MAX_PAGE_TOKENS
 LANES: Final = 8
+PAIR_PRODUCTS: Final = ("avx512bf16",)  # instruction sets that multiply bfloat16 keys and values as they are
 # Lets threads share contexts of a few rows: enough for 100,000 tokens of one sequence with 9 heads of 64.
 SCRATCH_FLOATS: Final = 1 << 18
 
@@ -38,7 +39,10 @@ ROW: Final = np.dtype(
 
 
 class KVType(IntEnum):
-    """What keys and values are stored as; they are summed in float32 always."""
+    """What keys and values are stored as; products with them are summed in float32 always.
+
+    With bfloat16, instruction sets in PAIR_PRODUCTS round queries and weights to it too.
+    """
 
     FLOAT32 = 0
     BFLOAT16 = 1

@@ -92,10 +92,13 @@ def write(
                 data[:, position], scales[:, position] = quantized(source)
 
 
-def attended(shape: AttentionShape, queries: Tensor, start: int, keys: Tensor, values: Tensor) -> Tensor:
+def attended(
+    shape: AttentionShape, queries: Tensor, start: int, keys: Tensor, values: Tensor, *, pairs: bool = False
+) -> Tensor:
     """Return what (count, heads, dim) queries at positions start, start + 1, ... see, float64.
 
-    `keys` and `values` are (kv_heads, positions, dim).
+    `keys` and `values` are (kv_heads, positions, dim). `pairs`: queries are rounded to bfloat16 first, as
+    instruction sets do that multiply pairs of it; weights, which those round too, are left as they are.
     """
     group = shape.heads // shape.kv_heads
     out = torch.zeros(queries.shape, dtype=torch.float64)
@@ -104,6 +107,9 @@ def attended(shape: AttentionShape, queries: Tensor, start: int, keys: Tensor, v
         first = 0 if shape.window is None else max(0, end - shape.window)
         for head in range(shape.heads):
             key, value = keys[head // group, first:end].double(), values[head // group, first:end].double()
-            weights = torch.softmax(shape.scale * (key @ queries[at, head].double()), 0)
+            query = queries[at, head]
+            if pairs:
+                query = query.to(torch.bfloat16)
+            weights = torch.softmax(shape.scale * (key @ query.double()), 0)
             out[at, head] = weights @ value
     return out

@@ -19,7 +19,7 @@ from torch import Tensor
 from container.kernels.block_weight import BLOCK, GROUP, ArrangedBlocks, Kind, padded
 from container.kernels.operators import Activations, Native
 
-BYTE_SUMS: Final = ("avx512",)  # instruction sets that multiply int8 with activations in 8 bits
+BYTE_SUMS: Final = ("avx512", "avx512bf16")  # instruction sets that multiply int8 with activations in 8 bits
 
 
 def join(weights: Sequence[ArrangedBlocks], *, interleaved: bool = False) -> ArrangedBlocks:

@@ -44,6 +44,7 @@ def instruction_sets() -> dict[str, tuple[str, ...]]:
         # the compiler's own vectors stay 8 floats wide; products with blocks use wider ones by name
         wider = ("f", "bw", "vl", "dq", "vnni")
         sets["avx512"] = (*sets["avx2"], *(f"-mavx512{name}" for name in wider), "-mprefer-vector-width=256")
+        sets["avx512bf16"] = (*sets["avx512"], "-mavx512bf16")
     return sets
 
 

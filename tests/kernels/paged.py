@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from container.kernels import attention_reference as reference
-from container.kernels.attention import AttentionRow, AttentionShape, PageLayout, attention
+from container.kernels.attention import (
+    PAIR_PRODUCTS,
+    AttentionRow,
+    AttentionShape,
+    KVType,
+    PageLayout,
+    attention,
+)
 from container.kernels.operators import Native
 
 LAYER = 1  # of two, so that offsets matter
@@ -80,17 +87,30 @@ def run(
     return list(out[:first].split([one.count for one in sequences]))
 
 
-def expected(
-    shape: AttentionShape, layout: PageLayout, sequences: Sequence[Paged], qkv: Tensor
-) -> list[Tensor]:
-    """Return what the reference makes of the pages as they are now, own positions among them."""
-    results, first = [], 0
-    for one in sequences:
+def assert_like_reference(
+    native: Native,
+    shape: AttentionShape,
+    layout: PageLayout,
+    sequences: Sequence[Paged],
+    qkv: Tensor,
+    found: Sequence[Tensor],
+    tolerance: float,
+) -> None:
+    """Compare with what the reference makes of the pages as they are now, own positions among them.
+
+    Where weights are rounded to bfloat16, each is off by 2^-8 of itself at most, and so is what they weigh.
+    """
+    pairs = layout.kv_type is KVType.BFLOAT16 and native.isa in PAIR_PRODUCTS
+    first = 0
+    for one, mine in zip(sequences, found, strict=True):
         keys, values = reference.read(one.pages, layout, LAYER, shape, one.start + one.count)
         queries = qkv[first : first + one.count, : shape.heads]
-        results.append(reference.attended(shape, queries, one.start, keys, values))
+        wanted = reference.attended(shape, queries, one.start, keys, values, pairs=pairs)
+        allowed = torch.full(wanted.shape, tolerance, dtype=torch.float64)
+        if pairs:
+            allowed += reference.attended(shape, queries, one.start, keys, values.abs(), pairs=True) / 256
+        assert ((mine.double() - wanted).abs() < allowed).all()  # false for NaN
         first += one.count
-    return results
 
 
 def random_shape(rng: random.Random) -> AttentionShape:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from container.kernels import attention_reference as reference
 from container.kernels.attention import SCRATCH_FLOATS, AttentionShape, KVType, PageLayout, attention
@@ -17,7 +16,7 @@ from tests.kernels.paged import (
     LAYER,
     STALE,
     aligned,
-    expected,
+    assert_like_reference,
     inputs,
     layout_for,
     random_shape,
@@ -33,7 +32,7 @@ SHAPE = AttentionShape(9, 3, 64, 0.125)
 TOLERANCE = {1.0: 1e-5, 3.0: 3e-4}
 
 
-@pytest.fixture(params=["plain", "avx2", None])
+@pytest.fixture(params=["plain", "avx2", "avx512", None])
 def natives(request: pytest.FixtureRequest) -> Iterator[list[Native]]:
     """Teams of one, two and three threads."""
     teams = [Native(threads, request.param) for threads in (1, 2, 3)]
@@ -47,11 +46,6 @@ def native() -> Iterator[Native]:
     team = Native(2)
     yield team
     team.close()
-
-
-def assert_close(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
-    for mine, theirs in zip(found, wanted, strict=True):
-        assert (mine.double() - theirs).abs().max().item() < tolerance  # false for NaN
 
 
 @pytest.mark.parametrize("kv_type", list(KVType))
@@ -74,7 +68,7 @@ def test_random_rows_equal_the_reference(natives: list[Native], kv_type: KVType,
     qkv = inputs(shape, sum(count for _, count in lengths), seed + 100, scale)
     scratch = torch.full((SCRATCH_FLOATS,), float("nan")) if rng.random() < 0.7 else None
     found = run(native, shape, layout, sequences, qkv, scratch)
-    assert_close(found, expected(shape, layout, sequences, qkv), TOLERANCE[scale])
+    assert_like_reference(native, shape, layout, sequences, qkv, found, TOLERANCE[scale])
 
 
 @pytest.mark.parametrize("kv_type", list(KVType))
@@ -150,7 +144,7 @@ def test_a_long_context_shared_by_threads_equals_the_reference(
             one = sequence(SHAPE, layout, start, count, 1)
             qkv = inputs(SHAPE, count, 2)
             found = run(native, SHAPE, layout, [one], qkv, torch.full((SCRATCH_FLOATS,), float("nan")))
-            assert_close(found, expected(SHAPE, layout, [one], qkv), TOLERANCE[1.0])
+            assert_like_reference(native, SHAPE, layout, [one], qkv, found, TOLERANCE[1.0])
 
 
 def test_pages_that_several_sequences_share_are_read_by_all_and_left_alone(natives: list[Native]) -> None:
@@ -162,11 +156,8 @@ def test_pages_that_several_sequences_share_are_read_by_all_and_left_alone(nativ
         for one in sequences:
             one.pages[:4] = common
         qkv = inputs(SHAPE, 26, 4)
-        assert_close(
-            run(native, SHAPE, layout, sequences, qkv),
-            expected(SHAPE, layout, sequences, qkv),
-            TOLERANCE[1.0],
-        )
+        found = run(native, SHAPE, layout, sequences, qkv)
+        assert_like_reference(native, SHAPE, layout, sequences, qkv, found, TOLERANCE[1.0])
         assert all(np.array_equal(page, old) for page, old in zip(common, before, strict=True))
 
 
@@ -203,28 +194,70 @@ def test_a_nan_in_a_key_or_a_value_alone_is_not_turned_into_a_number(native: Nat
         assert found[:, :3].isnan().any() and not found[:, 3:].isnan().any()
 
 
-def test_scores_of_any_size_are_softened_like_the_reference_does(natives: list[Native]) -> None:
-    layout = layout_for(SHAPE, 16, KVType.FLOAT32)
+@pytest.mark.parametrize("kv_type", [KVType.FLOAT32, KVType.BFLOAT16])
+def test_scores_of_any_size_are_softened_like_the_reference_does(
+    natives: list[Native], kv_type: KVType
+) -> None:
+    layout = layout_for(SHAPE, 16, kv_type)
     for native in natives:
         one = sequence(SHAPE, layout, 100, 20, 1)
         qkv = inputs(SHAPE, 20, 2)
-        qkv[:, :9] *= 1e15  # scores of 1e15: the best key takes all
-        wanted = run(native, SHAPE, layout, [one], qkv)
-        assert_close(wanted, expected(SHAPE, layout, [one], qkv), 1e-6)
-        qkv[:, :9] = 0.0  # all alike: the mean
-        assert_close(
-            run(native, SHAPE, layout, [one], qkv), expected(SHAPE, layout, [one], qkv), TOLERANCE[1.0]
-        )
+        for factor in (1e15, 0.0):  # the best key takes all; all alike: the mean
+            qkv[:, :9] *= factor
+            found = run(native, SHAPE, layout, [one], qkv)
+            assert_like_reference(native, SHAPE, layout, [one], qkv, found, TOLERANCE[1.0])
 
 
-def test_positions_nobody_wrote_are_never_used(natives: list[Native]) -> None:
-    layout = layout_for(SHAPE, 16, KVType.FLOAT32)
+@pytest.mark.parametrize("page_tokens", [16, 7])
+@pytest.mark.parametrize("kv_type", [KVType.FLOAT32, KVType.BFLOAT16])
+def test_positions_nobody_wrote_are_never_used(
+    natives: list[Native], kv_type: KVType, page_tokens: int
+) -> None:
+    layout = layout_for(SHAPE, page_tokens, kv_type)
     for native in natives:
         for start, count in ((0, 1), (17, 1), (30, 3), (5, 50)):
             one = sequence(SHAPE, layout, start, count, 1)
             found = run(native, SHAPE, layout, [one], inputs(SHAPE, count, 2))
             assert np.isnan(one.pages[-1].view(np.float32)).any(), "the page should hold stale NaN"
             assert found[0].isfinite().all()
+
+
+@pytest.mark.parametrize("page_tokens", [16, 7])
+@pytest.mark.parametrize("kv_type", list(KVType))
+def test_a_query_sees_its_window_and_nothing_beside_it(
+    natives: list[Native], kv_type: KVType, page_tokens: int
+) -> None:
+    """A key and a value that nobody should see change not one bit, those of the window's ends do."""
+    window, count, changed = 30, 100, 45
+    shape = AttentionShape(6, 2, 40, 0.125, window)
+    layout = layout_for(shape, page_tokens, kv_type)
+    qkv = inputs(shape, count, 2)
+    other = qkv.clone()
+    other[changed, shape.heads :] += 3.0
+    for native in natives:
+        before, after = (
+            run(native, shape, layout, [sequence(shape, layout, 0, count, 1)], each)[0]
+            for each in (qkv, other)
+        )
+        same = (before == after).flatten(1).all(1)
+        sees = [changed <= position < changed + window for position in range(count)]
+        assert same.tolist() == [not each for each in sees]
+
+
+@pytest.mark.parametrize("page_tokens", [16, 7])
+@pytest.mark.parametrize("kv_type", [KVType.FLOAT32, KVType.BFLOAT16])
+def test_what_lies_before_a_window_is_never_read_as_a_value(
+    natives: list[Native], kv_type: KVType, page_tokens: int
+) -> None:
+    """Its pages may be somebody else's by now: a NaN there stays there."""
+    shape = AttentionShape(6, 2, 40, 0.125, window=30)
+    layout = layout_for(shape, page_tokens, kv_type)
+    for native in natives:
+        for count in (1, 20):
+            one = sequence(shape, layout, 100, count, 1)
+            gone = (100 + 1 - 30) // page_tokens
+            one.pages[:gone] = [aligned(layout.page_bytes) for _ in range(gone)]
+            assert run(native, shape, layout, [one], inputs(shape, count, 2))[0].isfinite().all()
 
 
 def test_other_layers_and_other_tokens_are_left_alone(native: Native) -> None:
@@ -253,7 +286,7 @@ def test_many_heads_over_one_kv_head_fit(natives: list[Native]) -> None:
         sequences = [sequence(shape, layout, 300, 1, 1), sequence(shape, layout, 20, 3, 2)]
         qkv = inputs(shape, 4, 3)
         found = run(native, shape, layout, sequences, qkv, torch.empty(SCRATCH_FLOATS))
-        assert_close(found, expected(shape, layout, sequences, qkv), TOLERANCE[1.0])
+        assert_like_reference(native, shape, layout, sequences, qkv, found, TOLERANCE[1.0])
 
 
 def test_the_widest_heads_and_the_longest_pages_fit(natives: list[Native]) -> None:
@@ -264,7 +297,7 @@ def test_the_widest_heads_and_the_longest_pages_fit(natives: list[Native]) -> No
             sequences = [sequence(shape, layout, 200, 1, 1), sequence(shape, layout, 20, 90, 2)]
             qkv = inputs(shape, 91, 3)
             found = run(native, shape, layout, sequences, qkv)
-            assert_close(found, expected(shape, layout, sequences, qkv), TOLERANCE[1.0])
+            assert_like_reference(native, shape, layout, sequences, qkv, found, TOLERANCE[1.0])
 
 
 def test_layers_of_different_shapes_lie_one_behind_the_other() -> None:

@@ -22,6 +22,7 @@ from container.kernels.operators import Native, NativeMissing
 def test_the_widest_set_the_machine_has_is_used_and_can_be_limited() -> None:
     flags = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)[0].split())
     wanted = {
+        "avx512bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16"},
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"},
         "avx2": {"avx2", "fma", "f16c"},
         "plain": set[str](),

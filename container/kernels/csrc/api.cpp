@@ -15,6 +15,7 @@ STRONGROOM_DECLARE(plain)
 #if defined(__x86_64__)
 STRONGROOM_DECLARE(avx2)
 STRONGROOM_DECLARE(avx512)
+STRONGROOM_DECLARE(avx512bf16)
 #endif
 
 namespace {
@@ -26,12 +27,13 @@ const Operators* choose(const char* limit) {
   __builtin_cpu_init();
   const bool narrow =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool wide = narrow && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vnni");
+  reached = reached || std::strcmp(limit, avx512bf16::operators.name) == 0;
+  if (reached && wide && __builtin_cpu_supports("avx512bf16")) return &avx512bf16::operators;
   reached = reached || std::strcmp(limit, avx512::operators.name) == 0;
-  if (reached && narrow && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vnni")) {
-    return &avx512::operators;
-  }
+  if (reached && wide) return &avx512::operators;
   reached = reached || std::strcmp(limit, avx2::operators.name) == 0;
   if (reached && narrow) return &avx2::operators;
 #endif

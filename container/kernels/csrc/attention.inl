@@ -1,6 +1,9 @@
 // Attention, for one instruction set: how its work is cut and shared out. See attention.hpp.
 #include "attention_pages.inl"
 #include "attention_tile.inl"
+#if defined(__AVX512BF16__)
+#include "attention_pairs.inl"
+#endif
 
 namespace strongroom {
 namespace STRONGROOM_ISA {
