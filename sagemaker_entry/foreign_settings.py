@@ -17,7 +17,6 @@ IGNORED: Final = (
     "WAITING_SERVED_RATIO",
     "MAX_WAITING_TOKENS",
     "SPECULATE",
-    "LORA_ADAPTERS",
     "API_KEY",
     "CORS_ALLOW_ORIGIN",
     "PORT",
@@ -25,6 +24,7 @@ IGNORED: Final = (
     "GRACEFUL_TERMINATION_TIMEOUT",
     "USAGE_STATS",
 )
+_NO_ADAPTERS: Final = "adapters are not served; merge the adapter into the model's weights"
 # Names that may be present with one harmless value only: variable -> (allowed values, hint).
 GUARDED: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "HF_MODEL_TRUST_REMOTE_CODE": (
@@ -35,4 +35,7 @@ GUARDED: Final[dict[str, tuple[tuple[str, ...], str]]] = {
         ("", "false", "False"),
         "one container serves one model; give each model an endpoint or an inference component of its own",
     ),
+    "LORA_ADAPTERS": (("",), _NO_ADAPTERS),
+    "OPTION_ENABLE_LORA": (("", "false", "False"), _NO_ADAPTERS),
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": (("", "0", "false", "False"), _NO_ADAPTERS),
 }

@@ -85,10 +85,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         return True
 
     def run(self) -> None:
-        """Accept until told to stop, then drain."""
+        """Accept until told to stop, then drain.
+
+        The supervisor's word counts as much as a signal: one that arrives between the fork and this process'
+        own handlers is lost, and the drain would wait for this worker to its end.
+        """
         gevent.get_hub().print_exception = _report
         servers = [self._server(listener) for listener in self.sockets]
-        while self.alive:
+        while not self.draining:
             self.notify()
             gevent.sleep(TURN_S)
         self._drain()

@@ -112,7 +112,7 @@ def multiply(native: Native, weight: ArrangedBlocks, x: Tensor, *, plain: bool =
     assert x.dtype == torch.float32 and x.dim() == 2 and x.shape[1] == weight.inputs, "rows of inputs"
     x = x.contiguous()
     tokens, stride = x.shape[0], weight.padded_outputs
-    y = torch.empty(tokens, stride)
+    y = torch.empty(tokens, stride, dtype=torch.float32)  # whatever the default is while a model is built
     shape = (ctypes.c_int32(tokens), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(stride))
     structure = weight.structure
     if plain:
@@ -134,7 +134,7 @@ def quantize(native: Native, x: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Ten
     tokens, inputs = x.shape
     narrow = kind is Kind.INT4 or native.isa in BYTE_SUMS
     values = torch.empty(tokens, inputs, dtype=torch.int8 if narrow else torch.int16)
-    scales, sums = (torch.empty(tokens, inputs // BLOCK) for _ in range(2))
+    scales, sums = (torch.empty(tokens, inputs // BLOCK, dtype=torch.float32) for _ in range(2))
     native.call(
         "strongroom_quantize",
         ctypes.c_int32(kind),

@@ -29,6 +29,7 @@ from container.model.source import (
     SourceError,
     StoredTensor,
     read_json,
+    refuse_adapter,
     refuse_remote_code,
     shard_names,
 )
@@ -112,6 +113,7 @@ class OpenedSource:
 
     def __init__(self, opener: Opener) -> None:
         self._opener = opener
+        refuse_adapter(self)
         config = read_json(self, "config.json")
         if config is None:
             raise SourceError("the model has no `config.json`")

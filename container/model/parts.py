@@ -5,6 +5,8 @@ Must not know: how parts are written and checked (shard_files), serving.
 Invariant: a folder is there whole or not at all; what a start finds in it was made for its own choices and
 from the weights beside it, or the start refuses. Where the weights have been taken away there is nothing to
 compare with, and nothing else to serve; until then every start reads them once for their digest.
+What is written does not depend on the dtype that the machine computes in: a start in bfloat16 quantizes what
+it has rounded, parts of a float32 checkpoint are quantized from weights that nobody rounded.
 
     DIRECTORY/parts/tp2-int8-block/     manifest.json, model-rank-0-of-2.safetensors, ...
     DIRECTORY/parts/ready-int8-block/   manifest.json, decoder.safetensors: one rank on the fused operators
@@ -26,7 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from container.model import ready, ready_make, surgery
+import torch
+
+from container.model import ready, ready_make, shape, surgery
 from container.model.folders import Folder
 from container.model.load import LoadError, quiet, read_config
 from container.model.preparation import Preparation, compute_dtype, facts_of
@@ -34,7 +38,7 @@ from container.model.quantize_checkpoint import full_precision
 from container.model.quantize_choose import IN_BLOCKS, SETTINGS, QuantizeRefused, Scheme
 from container.model.shape import SizingError
 from container.model.shard_files import MANIFEST, MAX_MANIFEST_BYTES, save_shards
-from container.model.source import PARTS, DirectorySource, SourceError
+from container.model.source import PARTS, DirectorySource, ModelSource, SourceError
 
 EXIT_USAGE: Final = 2
 CONFIG: Final = "config.json"
@@ -68,15 +72,16 @@ def make(
     """Make the parts of the model in directory `model`, in `out` or, without it, in the folder beside it.
 
     A lone rank whose model runs on the fused operators gets a ready decoder (see ready_files), any other its
-    state dict (see shard_files). Raises SourceError, LoadError, SizingError, QuantizeRefused, OSError, and
-    FileExistsError where they are there already.
+    state dict (see shard_files), stored in `dtype`; `auto` is `stored_dtype`. Raises SourceError, LoadError,
+    SizingError, QuantizeRefused, OSError, and FileExistsError where they are there already.
     """
     quiet()
     own, root = DirectorySource(model), out or model / PARTS
-    number_format = compute_dtype(dtype, quantize, own, alone=size == 1)
-    source = full_precision(own, number_format)
+    stored = stored_dtype(own) if dtype == "auto" else shape.compute_dtype(dtype, frozenset())
+    source = full_precision(own, stored)
+    computed = compute_dtype(dtype, quantize, own, alone=size == 1)  # what a start here chooses a scheme for
     prepared = Preparation(
-        quantize, facts_of(read_config(source), number_format), surgery.parts(fuse), together=size > 1
+        quantize, facts_of(read_config(source), computed), surgery.parts(fuse), together=size > 1
     )
     scheme = prepared.choice.scheme
     if size == 1 and scheme in IN_BLOCKS and fuse != "on":
@@ -92,13 +97,24 @@ def make(
             source,
             unfinished,
             size,
-            number_format,
+            stored,
             prepared.recipe,
             steps.fuse if prepared.quantizes else lambda _: None,
             steps.quantize or (lambda _: None),
             _progress,
         )
     return Made(folder, scheme.value)
+
+
+def stored_dtype(source: ModelSource) -> torch.dtype:
+    """Return the dtype in which parts hold every value of the checkpoint as it is; raises SourceError.
+
+    bfloat16 where all its weights are; else float32, which holds those of float16 and what is computed of
+    quantized ones, too.
+    """
+    kinds = {tensor.read().dtype for _, tensor in source.stored()}
+    floating = {kind for kind in kinds if kind.is_floating_point}
+    return torch.bfloat16 if floating == {torch.bfloat16} else torch.float32
 
 
 @contextmanager

@@ -10,7 +10,8 @@ rank maps its own file and nothing else; any mismatch refuses.
 A part holds the state dict of the rank's model as its modules name it, quantized buffers included. A head
 that is a view of the embedding is not stored. To read a part, an empty model is built, each layer is
 given random values for as long as surgery needs to verify itself, taken back to the meta device for
-quantization to lay out its buffers, and then gets the stored tensors: no weight is quantized twice.
+quantization to lay out its buffers, and then gets the stored tensors: no weight is quantized twice. Weights
+that are stored in another dtype than a start computes in are converted one by one, as a checkpoint's are.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from container.model.source import ModelSource, config_sha256, file_sha256, sour
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 2
 MAX_MANIFEST_BYTES: Final = 1024 * 1024  # a line per rank and a few facts
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that weights are stored in
 
 
 class ShardMismatch(LoadError):
@@ -74,7 +76,7 @@ class Manifest:
     config_sha256: str
     transformers: str
     architecture: str
-    dtype: str
+    dtype: str  # of DTYPES
     plan_sha256: str  # of what is cut along which dimension
     kv_copies: int
     vocabulary: int
@@ -164,8 +166,9 @@ def load_shard(
 ) -> LoadedModel:
     """Return what `rank` of `size` holds, from its file in `folder`; `source` gives the configuration.
 
-    `fuse` sees layers with random values, `quantize` layers on the meta device: both only lay out modules.
-    `source_digest`, when known, must be what the parts were made from. Raises ShardMismatch, LoadError.
+    It computes in `dtype`, whatever the weights are stored in. `fuse` sees layers with random values,
+    `quantize` layers on the meta device: both only lay out modules. `source_digest`, when known, must be what
+    the parts were made from. Raises ShardMismatch, LoadError.
     """
     quiet()
     manifest = read_manifest(folder)
@@ -176,13 +179,14 @@ def load_shard(
         "config_sha256": config_sha256(source),
         "transformers": transformers.__version__,
         "architecture": cls.__name__,
-        "dtype": str(dtype).removeprefix("torch."),
         "quantization": recipe.quantization,
         "fused": recipe.fused,
     }
     if source_digest is not None:
         expected["source_sha256"] = source_digest
     _compare(manifest, expected)
+    if manifest.dtype not in DTYPES:
+        raise ShardMismatch("the parts are of no known `dtype`")
     model, reference = _skeleton(config, dtype)
     layout = lay_out(model, rank, size)
     plan = {
@@ -195,7 +199,7 @@ def load_shard(
     if not folder.proves(name, manifest.files_sha256[rank]):
         raise ShardMismatch("a part is missing or not the one its manifest names")
     finish_empty(model, layout, fuse, quantize)
-    _fill(model, layout, folder.tensors(name))
+    _fill(model, layout, folder.tensors(name), DTYPES[manifest.dtype], dtype)
     model.eval().requires_grad_(False)
     freeze_positions(model, sequence_tokens(config.get_text_config()))
     divide_counts(model, layout)
@@ -261,16 +265,24 @@ def _skeleton(config: Any, dtype: torch.dtype) -> tuple[Any, str]:
     raise LoadError(f"transformers could not build the model ({failure})")
 
 
-def _fill(model: Any, layout: Layout, tensors: dict[str, Tensor]) -> None:
-    """Make `tensors`, where they lie, those of `model`; raises ShardMismatch."""
+def _fill(
+    model: Any, layout: Layout, tensors: dict[str, Tensor], stored: torch.dtype, computed: torch.dtype
+) -> None:
+    """Make `tensors` those of `model`, where they lie unless they need converting; raises ShardMismatch.
+
+    A weight may be `stored` where the model has it `computed`; a scale in another dtype is another scale.
+    """
     expected: dict[str, Tensor] = model.state_dict()
     tied = {name for name in model.all_tied_weights_keys if name in expected and name not in tensors}
     if set(expected) - tied != set(tensors):
         raise ShardMismatch("a part holds other tensors than the model")
-    for name, tensor in tensors.items():
-        want = expected[name]
-        if tensor.shape != want.shape or tensor.is_floating_point() != want.is_floating_point():
+    for name, want in expected.items():
+        if name in tied:
+            continue
+        converted = tensors[name].dtype is stored and want.dtype is computed
+        if tensors[name].shape != want.shape or not (converted or tensors[name].dtype is want.dtype):
             raise ShardMismatch("a part holds a tensor of another shape or kind than the model's")
+        tensors[name] = tensors[name].to(want.dtype)  # itself where it needs none: still mapped
     model.load_state_dict(tensors, strict=False, assign=True)
     if tied:
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()

@@ -28,6 +28,7 @@ NO_WEIGHTS: Final = (
     "there are no unquantized weights, and no parts that were made for these settings\n"
     "hint: choose the ranks and the scheme of the parts, or take a package with the weights in it"
 )
+ADAPTER: Final = "adapter_config.json"  # of an adapter, as its training writes it
 INDEX: Final = "model.safetensors.index.json"
 MAX_FILE_BYTES: Final = 256 * 1024 * 1024  # configuration and tokenizer files; the largest known is 35 MB
 MAX_SHARDS: Final = 4096
@@ -123,6 +124,7 @@ class DirectorySource:
         self._root = Path(path).resolve()
         if not self._root.is_dir():
             raise SourceError("the model directory does not exist or is not a directory")
+        refuse_adapter(self)
         config = read_json(self, "config.json")
         if config is None:
             raise SourceError("the model directory has no `config.json`")
@@ -208,6 +210,15 @@ def _read(path: Path, name: str) -> Tensor:
             return tensor
     except SafetensorError:
         raise SourceError("a weights file is not valid safetensors") from None
+
+
+def refuse_adapter(source: ModelSource) -> None:
+    """Raise SourceError where an adapter lies with the model: the model alone is another model."""
+    if source.file(ADAPTER) is not None:
+        raise SourceError(
+            f"there is an adapter (`{ADAPTER}`), and adapters are not served\n"
+            "hint: merge it into the weights, or take its files away"
+        )
 
 
 def refuse_remote_code(config: dict[str, Any]) -> None:

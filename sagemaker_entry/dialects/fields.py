@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from sagemaker_entry.errors import ApiError, Code
 
+ADAPTER_FIELDS: Final = frozenset({"adapter", "adapters", "adapter_id", "lora_request"})  # of other servers
 UnknownFields = Literal["refuse", "ignore"]
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -157,8 +158,14 @@ class Fields:
                 raise unsupported(self.name(field))
 
     def finish(self) -> None:
-        """Refuse the first field nobody took, unless the operator lets them pass."""
+        """Refuse the first field nobody took, unless the operator lets them pass.
+
+        One that names an adapter never passes: the answer would be another model's.
+        """
         if self._unknown == "ignore":
+            for field in sorted(ADAPTER_FIELDS - self._taken):
+                if self._source.get(field):
+                    raise unsupported(self.name(field))
             return
         for field in self._source:
             if field not in self._taken:

@@ -89,6 +89,26 @@ def test_nothing_beside_a_weights_outputs_is_written(native: Native, groups: int
         assert bool((y[:tokens, -8:] == 42.0).all()) and bool((y[tokens] == 42.0).all())
 
 
+class Idle(Native):
+    """Stands for the operators: what they would write into is only made."""
+
+    def call(self, function: str, *arguments: object) -> None:
+        assert function.startswith("strongroom_") and arguments
+
+
+def test_results_have_float32s_room_whatever_the_process_makes_by_default() -> None:
+    """While one thread builds a model, torch's default dtype is the model's: half the room for a result."""
+    _, arranged = weight(16, 64)
+    x = seeded(3, 64)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        _, scales, sums = blocks.quantize(Idle(1), x, Kind.INT8)
+        results = [blocks.multiply(Idle(1), arranged, x, plain=plain) for plain in (False, True)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {each.dtype for each in (scales, sums, *results)} == {torch.float32}
+
+
 def test_a_token_does_not_depend_on_those_beside_it_or_on_the_team() -> None:
     _, arranged = weight(72, 576)
     x = seeded(9, 576)

@@ -139,6 +139,14 @@ def test_a_configuration_is_demanded_and_runs_no_code(tmp_path: Path, config: st
         OpenedSource(FakeOpener(tmp_path))
 
 
+def test_a_sealed_adapter_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    model = directory(tmp_path, tiny_source("llama"))
+    OpenedSource(FakeOpener(model))
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(SourceError, match="adapters are not served\nhint: merge it"):
+        OpenedSource(FakeOpener(model))
+
+
 def test_what_the_opener_refuses_is_said_in_its_own_words(tmp_path: Path) -> None:
     model = directory(tmp_path, tiny_source("llama"))
     with pytest.raises(Unopened, match="damaged\nhint: copy it again"):

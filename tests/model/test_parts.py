@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from container.model import parts
+from container.model import parts, shape
 from container.model.errors import LoadError
 from container.model.facts import ModelFacts
 from container.model.folders import PlainFolder
@@ -76,7 +76,7 @@ def computed(config: RunnerConfig, model: Path, size: int) -> tuple[Tensor, Mode
 def test_a_start_takes_the_parts_made_for_it_and_computes_the_same(
     model: Path, size: int, scheme: str
 ) -> None:
-    config = replace(CONFIG, quantize=scheme)
+    config = replace(CONFIG, quantize=scheme, dtype="float32")
     at_load, _ = computed(config, model, size)
     made = parts.make(model, size, scheme)
     assert made.folder == model / "parts" / f"tp{size}-{scheme}" and made.quantization == scheme
@@ -87,6 +87,71 @@ def test_a_start_takes_the_parts_made_for_it_and_computes_the_same(
     from_parts, facts = computed(replace(config, parts_dir=str(model / "parts")), model, size)
     assert torch.equal(from_parts, at_load)
     assert facts.quantize == scheme
+
+
+MACHINES = {"float32": frozenset({"avx2"}), "bfloat16": frozenset({"avx512_bf16"})}  # by what `auto` is there
+
+
+def stored_as(model: Path, *dtypes: torch.dtype) -> None:
+    """Give the checkpoint's tensors these dtypes in turn."""
+    path = model / "model.safetensors"
+    tensors = sorted(load_file(path).items())
+    kept = {name: tensor.to(dtypes[i % len(dtypes)]) for i, (name, tensor) in enumerate(tensors)}
+    save_file(kept, path)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "recorded"),
+    [
+        ([torch.bfloat16], "bfloat16"),
+        ([torch.float32], "float32"),
+        ([torch.float16], "float32"),
+        ([torch.bfloat16, torch.float32], "float32"),
+    ],
+)
+@pytest.mark.parametrize(("size", "scheme"), [(2, "none"), (2, "int8-block"), (2, "bnb-nf4")])
+def test_what_is_written_depends_on_the_checkpoint_s_dtype_and_not_on_the_machine_s(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: list[torch.dtype],
+    recorded: str,
+    size: int,
+    scheme: str,
+) -> None:
+    stored_as(model, *checkpoint)
+    written = []
+    for machine, flags in MACHINES.items():
+        monkeypatch.setattr(shape, "cpu_flags", lambda flags=flags: flags)
+        folder = parts.make(model, size, scheme, out=tmp_path / machine).folder
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+    assert json.loads(written[0]["manifest.json"])["dtype"] == recorded
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "computed_in", "size", "scheme"),
+    [
+        (torch.bfloat16, "bfloat16", 2, "none"),
+        (torch.bfloat16, "float32", 2, "none"),
+        (torch.float32, "bfloat16", 2, "none"),
+        (torch.bfloat16, "bfloat16", 2, "int8-block"),
+        (torch.bfloat16, "float32", 2, "int8-block"),
+        (torch.bfloat16, "float32", 1, "int4-block"),
+        (torch.bfloat16, "float32", 2, "bnb-nf4"),
+    ],
+)
+def test_a_start_computes_from_parts_in_its_own_dtype_what_it_computes_from_the_weights(
+    model: Path, size: int, scheme: str, checkpoint: torch.dtype, computed_in: str
+) -> None:
+    stored_as(model, checkpoint)
+    config = replace(CONFIG, quantize=scheme, dtype=computed_in)
+    at_load, _ = computed(config, model, size)
+    parts.make(model, size, scheme)
+    (model / "model.safetensors").unlink()
+    from_parts, facts = computed(replace(config, parts_dir=str(model / "parts")), model, size)
+    assert facts.dtype == computed_in
+    assert torch.equal(from_parts, at_load)
 
 
 def test_parts_for_other_choices_are_left_alone(model: Path) -> None:

@@ -159,7 +159,7 @@ def test_parts_for_another_number_of_ranks_are_refused(tmp_path: Path) -> None:
         ("config_sha256", "0" * 64),
         ("transformers", "5.22.0"),
         ("architecture", "MistralForCausalLM"),
-        ("dtype", "bfloat16"),
+        ("dtype", "float16"),
         ("plan_sha256", "0" * 64),
         ("kv_copies", 2),
         ("vocabulary", 97),

@@ -150,6 +150,16 @@ def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
         DirectorySource(path).file("tokenizer.json")
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_is_refused_and_not_passed_over(tmp_path: Path, beside: bool) -> None:
+    path = model_dir(tmp_path)
+    if not beside:
+        (path / "config.json").unlink()
+    (path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(SourceError, match="adapters are not served\nhint: merge it"):
+        DirectorySource(path)
+
+
 @pytest.mark.parametrize(
     "config",
     [

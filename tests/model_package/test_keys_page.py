@@ -18,7 +18,7 @@ def test_every_test_that_the_page_names_exists() -> None:
     named = set(re.findall(r"`(test_\w+)`", PAGE))
     tests = [
         path
-        for room in ("model_package", "infra", "sagemaker_entry")
+        for room in ("model_package", "infra", "model", "sagemaker_entry")
         for path in (ROOT / "tests" / room).glob("test_*.py")
     ]
     written = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model_package import manifest, recipients, sealer, storage
+from model_package import manifest, opener, recipients, sealer, storage
 from model_package.layout import Kind
 from model_package.manifest import Manifest
 from model_package.opener import Package, SealedTensor, open_package
@@ -293,3 +293,16 @@ def test_wrapping_for_others_leaves_adapters_bound(tmp_path: Path) -> None:
     assert changed.as_base == made.as_base
     for name, value in (("files", made.files[:1]), ("commitment", "0" * 64), ("owner", Owner.CUSTOMER)):
         assert Manifest(**(fields | {name: value})).content_sha256 != made.content_sha256
+
+
+def test_a_blob_is_not_read_whole_above_its_bound(
+    package: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "config.json"
+    with open_package(package[0], making.trust()) as opened, opened.unlock(making.key("data")) as contents:
+        length = len(contents.file(name) or b"")
+        monkeypatch.setattr(opener, "MAX_BLOB_READ_BYTES", length)
+        assert contents.file(name) is not None
+        monkeypatch.setattr(opener, "MAX_BLOB_READ_BYTES", length - 1)
+        with pytest.raises(ValueError, match=f"exceeds {length - 1} bytes"):
+            contents.file(name)

@@ -16,7 +16,7 @@ from model_package.manifest import Manifest
 from model_package.opener import Trust
 from model_package.outcome import Outcome, PackageError
 from model_package.providers import Means, provider
-from model_package.recipients import Owner
+from model_package.recipients import Owner, Recipient, Scheme, key_id, unwrap
 from model_package.refusal import KeyRefused, Refusal
 from model_package.sealer import to_public_keys
 from tests.model_package.parties import (
@@ -213,3 +213,19 @@ def test_an_expired_licence_gives_no_key(scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(KeyRefused) as raised:
         provider(f"licence:{path},file:{key_path}", late).data_key(scene.base)
     assert raised.value.refusal is Refusal.LICENCE_EXPIRED
+
+
+@pytest.mark.parametrize("key_bytes", [0, 16, 31, 33])
+def test_what_unwraps_to_another_length_is_no_data_key(scene: Scene, key_bytes: int) -> None:
+    private, context = bytearray(scene.customer.recipient), scene.adapter.key_context
+    public = hpke.public_of(private)
+    sealed = hpke.seal(public, context.info(), bytes(key_bytes))
+    entry = Recipient(
+        ciphertext=sealed[hpke.ENC_BYTES :].hex(),
+        encapsulated=sealed[: hpke.ENC_BYTES].hex(),
+        key_id=key_id(Scheme.X25519, public),
+        scheme=Scheme.X25519,
+    )
+    with pytest.raises(PackageError) as raised:
+        unwrap([entry], private, context)
+    assert raised.value.outcome is Outcome.RECIPIENT_WRONG

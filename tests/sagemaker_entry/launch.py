@@ -10,7 +10,9 @@ import sys
 from container.ranks.heartbeat import HealthLimits
 from sagemaker_entry import log, settings
 from sagemaker_entry.supervisor import Commands, Supervisor, engine_command, front_command
-from tests.sagemaker_entry import quick_front
+from tests.sagemaker_entry import deaf_front, quick_front
+
+FRONTS = {"real": front_command, "quick": quick_front.command, "deaf": deaf_front.command}
 
 
 def main() -> int:
@@ -21,7 +23,7 @@ def main() -> int:
     parser.add_argument("--fault", default="NONE")
     parser.add_argument("--grammar", choices=("yes", "no"), default="yes")
     parser.add_argument("--nofile", type=int, default=0)
-    parser.add_argument("--front", choices=("real", "quick"), default="real")
+    parser.add_argument("--front", choices=tuple(FRONTS), default="real")
     options = parser.parse_args()
 
     def engine(config_fd: int, door_fd: int, heartbeat_fd: int) -> list[str]:
@@ -45,8 +47,8 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options.nofile, options.nofile))
     chosen, _ = settings.read(os.environ)
     log.set_level(chosen.log_level)
-    front = quick_front.command if options.front == "quick" else front_command
-    return Supervisor(chosen, Commands(engine, front, limits), os.environ).run()
+    commands = Commands(engine, FRONTS[options.front], limits)
+    return Supervisor(chosen, commands, os.environ).run()
 
 
 if __name__ == "__main__":

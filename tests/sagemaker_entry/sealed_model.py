@@ -194,7 +194,7 @@ def make(folder: Path, divided: Sequence[tuple[int, str]] = ()) -> Made:
     """Return the model, plain and sealed, below `folder`, with parts for `divided`: ranks and scheme."""
     plain = plain_model(folder / "plain")
     for ranks, scheme in divided:
-        parts.make(plain, ranks, scheme, "float32")  # `auto` is another on machines that have bfloat16
+        parts.make(plain, ranks, scheme)
     manifest = seal(plain, folder / "package")
     key_path = folder / "key"
     key_files.write_new(key_path, making.key("data"))

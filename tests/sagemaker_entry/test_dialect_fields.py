@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from sagemaker_entry.dialects.fields import UNPRINTABLE, Fields, check_integers, check_strings, range_rule
+from sagemaker_entry.dialects.fields import (
+    UNPRINTABLE,
+    Fields,
+    UnknownFields,
+    check_integers,
+    check_strings,
+    range_rule,
+)
 from sagemaker_entry.errors import ApiError, Code
 
 READERS: dict[str, Callable[[Fields], Any]] = {
@@ -162,6 +169,14 @@ def test_unknown_names_pass_where_the_operator_lets_them() -> None:
     assert inner is not None
     inner.finish()
     fields.finish()
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapters", "adapter_id", "lora_request"])
+@pytest.mark.parametrize("unknown", ["refuse", "ignore"])
+def test_a_name_of_an_adapter_never_passes(name: str, unknown: UnknownFields) -> None:
+    error = caught(Fields({name: "mine"}, unknown).finish)
+    assert error.param == name
+    Fields({name: ""}, "ignore").finish()  # asks for none
 
 
 def test_names_of_inner_objects_carry_their_path() -> None:

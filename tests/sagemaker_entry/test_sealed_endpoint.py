@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from container.model import belonging
+from container.model.source import PARTS, WEIGHTS, WEIGHTS_DIGEST
 from model_package import unlock
 from model_package.recipients import Owner
 from sagemaker_entry.supervisor import EXIT_KEY, EXIT_PACKAGE
@@ -175,6 +177,19 @@ def test_a_customers_own_package_needs_the_customers_root(made: Made, tmp_path: 
     del mine["STRONGROOM_VENDOR_ROOTS"]
     with RealServer(tmp_path / "b", **mine) as server:
         assert server.answers()
+
+
+def test_a_package_without_its_unquantized_weights_answers_as_the_whole_one(
+    made: Made, running: RealServer, tmp_path: Path
+) -> None:
+    """As `package build --without-weights` makes it: parts, and the digest of what they were made from."""
+    lean = tmp_path / "lean"
+    shutil.copytree(made.plain, lean)
+    (lean / WEIGHTS_DIGEST).write_text(belonging.check(made.plain, [lean / PARTS]))
+    (lean / WEIGHTS).unlink()
+    sealed_model.seal(lean, tmp_path / "package")
+    with made.server(tmp_path / "server", STRONGROOM_MODEL=str(tmp_path / "package")) as server:
+        assert server.answers() == running.answers()
 
 
 def test_a_key_that_is_given_once_serves_a_restarted_engine(made: Made, tmp_path: Path) -> None:
