@@ -179,8 +179,7 @@ class Settings:
     )
     kv_dtype: str = _setting(
         "auto",
-        "How keys and values are stored. `auto`: as computed (bfloat16 where native operators multiply it). "
-        "The others need native operators.",
+        "How keys and values are stored. `auto`: as computed. The others need native operators.",
         choices=("auto", "float32", "bfloat16", "int8"),
     )
     quantize: str = _setting(

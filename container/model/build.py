@@ -21,7 +21,7 @@ from container.model import parts as parts_made
 from container.model.compat import CompatRunner, PlainModel
 from container.model.facts import Clock, ModelFacts, ModelRefused
 from container.model.folders import parts_of
-from container.model.fused_model import chosen_kv_type, page_token_bytes
+from container.model.fused_model import KV_TYPES, page_token_bytes
 from container.model.group import Group
 from container.model.kv_cache import KVCache
 from container.model.load import LoadedModel, empty_model, quiet, read_config
@@ -132,7 +132,7 @@ class _Start:
         """
         if prepared.native is None:
             return None
-        kv_type = chosen_kv_type(self._config.kv_dtype, prepared.native)
+        kv_type = KV_TYPES[self._config.kv_dtype]
         self._progress("comparing with the reference")
         with self._clock.phase("fuse"):
             taken = fused.fuse(loaded, partial(self._freeze, loaded, kv_type), prepared.native)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from container.kernels.attention import PAIR_PRODUCTS, AttentionRow, KVType, PageLayout
+from container.kernels.attention import AttentionRow, KVType, PageLayout
 from container.kernels.decoder import FusedDecoder, Weights
 from container.kernels.memory import Floats
 from container.kernels.operators import Native
@@ -24,20 +24,16 @@ from container.model.kv_pages import PagedKV
 from container.model.replay import Measured, agree, replay
 from container.model.rows import PackedRow
 
-KV_TYPES: Final = {"float32": KVType.FLOAT32, "bfloat16": KVType.BFLOAT16, "int8": KVType.INT8}
+# Of keys and values by setting. Fewer bits are never chosen unasked, though bfloat16 halves what attention takes
+# where the machine multiplies it: on 4,096 positions of prose it moves the demo model's predictions by a KL of
+# 6e-5, but on a short chat it moved logits by 0.7 and made a wrong answer of a right one.
+KV_TYPES: Final = {
+    "auto": KVType.FLOAT32,
+    "float32": KVType.FLOAT32,
+    "bfloat16": KVType.BFLOAT16,
+    "int8": KVType.INT8,
+}
 PROBE_PAGE_TOKENS: Final = 4  # short, so that the probe's sequences cross pages
-
-
-def chosen_kv_type(setting: str, native: Native) -> KVType:
-    """Return what keys and values are stored as under the `kv_dtype` setting.
-
-    `auto` is bfloat16 where the machine multiplies it, which halves what attention takes of a prompt. On the
-    demo model, 4,096 positions, that moves predictions by a KL of 6e-5; weights in eight bits move them by
-    1e-3, activations in eight bits by 3e-3. Elsewhere it would gain memory alone, and `auto` is float32.
-    """
-    if setting != "auto":
-        return KV_TYPES[setting]
-    return KVType.BFLOAT16 if native.isa in PAIR_PRODUCTS else KVType.FLOAT32
 
 
 class FusedModel:

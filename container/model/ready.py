@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,7 +20,7 @@ from container.kernels.operators import Native, native_operators
 from container.model import ready_files, shape
 from container.model.facts import Clock, ModelFacts
 from container.model.folders import Folder, parts_of
-from container.model.fused_model import Fused, chosen_kv_type, page_token_bytes, verify
+from container.model.fused_model import KV_TYPES, Fused, page_token_bytes, verify
 from container.model.kv_limits import LayerShape
 from container.model.quantize_choose import (
     AUTO,
@@ -121,19 +120,16 @@ def start(
         _check_source(found.manifest, made_from)
         _check_kinds(ready, found.choice.scheme)
     progress("comparing with the reference")
-    with clock.phase("compare"), ExitStack() as unless_taken:
+    with clock.phase("compare"):
         measured = _measured(found.manifest)
         wanted = shape.wanted_tokens(found.manifest.default_tokens, found.manifest.longest_tokens, config)
-        native = Native(shape.compute_threads(config.threads, shape.physical_cores()))
-        unless_taken.callback(native.close)
-        kv_type = chosen_kv_type(config.kv_dtype, native)
+        kv_type = KV_TYPES[config.kv_dtype]
         page = page_token_bytes(measured.layers, kv_type, config.block_tokens)
         sizes = shape.size(config, wanted, page, paged=True)
-        positions = max(sizes.sequence_tokens, *LENGTHS)
-        taken = _verified(native, ready, found.choice.scheme, measured, positions)
-        if taken is None:
-            return None
-        unless_taken.pop_all()
+        threads = shape.compute_threads(config.threads, shape.physical_cores())
+        taken = _verified(ready, found.choice.scheme, measured, max(sizes.sequence_tokens, *LENGTHS), threads)
+    if taken is None:
+        return None
     packed = taken.model(sizes.limits(), kv_type)
     runner = native_runner(
         packed, make_sampler(measured.vocabulary), score, sizes, measured.vocabulary, config
@@ -165,9 +161,7 @@ def _measured(manifest: Manifest) -> Measured:
     return Measured(layers, manifest.vocabulary)
 
 
-def _verified(
-    native: Native, ready: Ready, scheme: Scheme, measured: Measured, positions: int
-) -> Fused | None:
+def _verified(ready: Ready, scheme: Scheme, measured: Measured, positions: int, threads: int) -> Fused | None:
     """Return the decoder for so many positions, None where it does not give its references here."""
     manifest = ready.manifest
     # copies: what lies beyond the longest sequence is let go
@@ -175,8 +169,13 @@ def _verified(
     weights = replace(ready.weights, cosines=cosines, sines=sines)
     if tuple(map(len, manifest.probe)) != LENGTHS:
         raise NotReady("a ready decoder was made with another probe")
+    native = Native(threads)
     taken = verify(native, weights, measured, manifest.probe, ready.references)
-    if taken is not None and not taken.finite:
+    if taken is None:
+        native.close()
+        return None
+    if not taken.finite:
+        native.close()
         raise QuantizeRefused(f"activations overflow under `{scheme.value}`\nhint: choose `none`")
     return taken
 

@@ -141,7 +141,7 @@ def test_halved_keys_and_values_cost_their_rounding() -> None:
     assert 1e-5 < apart(replayed(plain(runner, KVType.INT8).logits), exact) < 0.02
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kv_dtype", ["auto", "float32", "bfloat16", "int8"])
 def test_keys_and_values_are_stored_as_asked(kv_dtype: str) -> None:
     runner, _ = begin(tiny_source("llama"), kv_dtype=kv_dtype)
     model = runner.packed
@@ -149,18 +149,6 @@ def test_keys_and_values_are_stored_as_asked(kv_dtype: str) -> None:
     assert model.kv.layout.kv_type is fused_model.KV_TYPES[kv_dtype]
     with pytest.raises(SizingError, match="`kv_dtype` is `int8`"):
         begin(tiny_source("llama"), quantize="none", kv_dtype="int8")
-
-
-def test_unasked_they_are_in_bfloat16_where_the_machine_multiplies_it() -> None:
-    for isa, stored in (("plain", KVType.FLOAT32), ("avx512", KVType.FLOAT32)):
-        assert fused_model.chosen_kv_type("auto", Native(1, isa)) is stored
-    widest = Native(1)
-    stored = KVType.BFLOAT16 if widest.isa == "avx512bf16" else KVType.FLOAT32
-    assert fused_model.chosen_kv_type("auto", widest) is stored
-    runner, _ = begin(tiny_source("llama"))
-    model = runner.packed
-    assert isinstance(model, FusedModel)
-    assert model.kv.layout.kv_type is stored
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
