@@ -24,9 +24,9 @@ from container.model.kv_pages import PagedKV
 from container.model.replay import Measured, agree, replay
 from container.model.rows import PackedRow
 
-# Of keys and values by setting. Fewer bits are never chosen unasked, though bfloat16 halves what attention takes
-# where the machine multiplies it: on 4,096 positions of prose it moves the demo model's predictions by a KL of
-# 6e-5, but on a short chat it moved logits by 0.7 and made a wrong answer of a right one.
+# Of keys and values by setting. Fewer bits are never chosen unasked, though bfloat16 halves what attention
+# takes where the machine multiplies it: on 4,096 positions of prose it moves the demo model's predictions by
+# a KL of 6e-5, but on a short chat it moved logits by 0.7 and made a wrong answer of a right one.
 KV_TYPES: Final = {
     "auto": KVType.FLOAT32,
     "float32": KVType.FLOAT32,
