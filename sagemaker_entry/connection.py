@@ -185,10 +185,7 @@ class Connection:
             return False
         self._phase = Phase.HEADER
         try:
-            self._check_start()
-            with gevent.Timeout(HEADER_S, TimeoutError):
-                self._sock.settimeout(None)
-                request = HttpRequest(self._host.cfg, self._unreader, self._address, self._requests)
+            request = self._parse() if self._check_start() else self._parse_as_it_comes()
             self._check(request)
         except http_errors.ParseException as error:
             self._refuse(parse_error(error))
@@ -207,12 +204,25 @@ class Connection:
         self._unreader.unread(buffered)
         return bool(buffered)
 
-    def _check_start(self) -> None:
-        """Refuse at once what can never become a request; the parser would wait for more of it."""
-        start = self._unreader.take_buffered()
+    def _check_start(self) -> bool:
+        """Refuse at once what can never become a request; the parser would wait for more of it.
+
+        Returns whether the headers have come whole, as they mostly do: then nothing is waited for.
+        """
+        start: bytes = self._unreader.take_buffered()
         self._unreader.unread(start)
         if _REQUEST_LINE.match(start) is None:
             raise ApiError(Code.BAD_REQUEST)
+        return b"\r\n\r\n" in start
+
+    def _parse_as_it_comes(self) -> HttpRequest:
+        """Parse headers of which some are still to come, all of them by one deadline."""
+        with gevent.Timeout(HEADER_S, TimeoutError):
+            self._sock.settimeout(None)
+            return self._parse()
+
+    def _parse(self) -> HttpRequest:
+        return HttpRequest(self._host.cfg, self._unreader, self._address, self._requests)
 
     def _check(self, request: HttpRequest) -> None:
         if request.version >= (1, 1) and request.header("HOST") is None:

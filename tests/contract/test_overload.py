@@ -217,8 +217,9 @@ def test_at_four_times_capacity_the_endpoint_goes_on_and_the_surplus_gets_429_at
 
 @pytest.mark.timeout(600)
 def test_short_answers_at_four_times_capacity_too(endpoint: Running) -> None:
-    # Over fifty refusals a second on the two cores that compute: 0.87 to 0.93, less on a noisy machine.
-    assert share_kept(endpoint.port, Work(24), rounds=4) >= 0.75
+    # The faster the engine, the more refusals a second on the two cores that compute: at a capacity of 1,060
+    # tokens a second, 130 of them, the share was 0.80 to 0.96 in nine rounds, 0.87 in the median.
+    assert share_kept(endpoint.port, Work(24), rounds=9) >= 0.75
 
 
 def share_kept(port: int, work: Work, rounds: int) -> float:
